@@ -1,0 +1,298 @@
+"""One composed config becomes one finished run."""
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from gda.config.check import check, resolved
+from gda.config.faults import ConfigFaults
+from gda.config.identity import Identity, architecture, teacher_run
+from gda.config.inputs import facts_of, identify_run, run_path
+from gda.config.schema import Recipe, Tracking, TrainerSettings
+from gda.distillers.distiller import Distiller
+from gda.errors import RunInterrupted, UserError
+from gda.models.checkpoints import load_checkpoint
+from gda.seeding import seeded
+from gda.tasks.task import Task
+from gda.tracking.lock import FolderLock
+from gda.tracking.mlflow_mirror import MLflowMirror
+from gda.tracking.mlflow_store import default_uri
+from gda.tracking.provenance import collect_provenance
+from gda.tracking.run_folder import Row, RunFolder
+from gda.training.parameter_groups import parameter_groups
+from gda.training.trainer import Trainer
+
+logger = logging.getLogger("gda")
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that is done.
+
+    Attributes:
+        folder: Its run folder.
+        identity: What it is.
+        result: Its result (:func:`gda.training.result.result_of`).
+        was_done: Whether it had been finished before, by an earlier command.
+    """
+
+    folder: Path
+    identity: Identity
+    result: Row
+    was_done: bool
+
+
+def run(config: DictConfig) -> None:
+    """Runs what the command line composed; the only entry of ``launch.py``.
+
+    Raises:
+        SystemExit: Something is wrong with the config, or the run failed or was interrupted. The
+            reason stands on standard error, without a traceback.
+    """
+    _set_up_logging()
+    try:
+        plain = resolved(config)
+        if plain.get("check") is True:
+            faults = check(plain)
+            if faults:
+                raise ConfigFaults(faults)
+            identity = identify_run(plain)
+            logger.info("Nothing is wrong with this config: %s, seed %s", identity.name, plain["seed"])
+            return
+        finish(plain)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted before training began; nothing was lost.\n")
+        raise SystemExit(RunInterrupted.exit_code) from None
+
+
+def finish(config: Config, wait: bool = False) -> FinishedRun:
+    """Makes sure that a run is finished, doing only what is missing.
+
+    Args:
+        config: The resolved config.
+        wait: Whether to wait when another process is working in the run folder. Only inputs that
+            several runs share are waited for.
+
+    Raises:
+        ConfigFaults: The config can't be run.
+        RunInterrupted: Ctrl-C was pressed; the run is resumable.
+        UserError: The run failed.
+    """
+    faults = check(config)
+    if faults:
+        raise ConfigFaults(faults)
+    identity = identify_run(config)
+    title = f"{identity.label} seed {config['seed']}"
+    folder = RunFolder(run_path(config, identity))
+    if folder.is_done():
+        logger.info("%s: finished before, %s", title, folder.path)
+        return FinishedRun(folder.path, identity, folder.status()["result"], was_done=True)
+    weights = _teacher_weights(config)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(folder.path)
+    lock.acquire(wait=wait, on_wait=logger.info)
+    try:
+        if not folder.is_done():  # another process may have finished it while this one waited
+            _train(config, identity, folder, weights, title)
+    finally:
+        lock.release()
+    return FinishedRun(folder.path, identity, folder.status()["result"], was_done=False)
+
+
+def _teacher_weights(config: Config) -> Path | None:
+    """Returns the file with the teacher's weights, after training the teacher if that is missing."""
+    teacher = config["teacher"]
+    if teacher["name"] is None or teacher["checkpoint"] is None:
+        return None
+    if teacher["checkpoint"] != "auto":
+        return Path(teacher["checkpoint"])
+    made = finish(teacher_run(config), wait=True)
+    return made.folder / f"{teacher['checkpoint_select']}.pt"
+
+
+def _train(config: Config, identity: Identity, folder: RunFolder, weights: Path | None, title: str) -> None:
+    started = time.perf_counter()
+    folder.begin(config, _description(config, identity, weights), config["recipe"]["epochs"])
+    with folder.logged(), _interruptible():
+        mirror = _mirror(config, folder)
+        try:
+            folder.finish(_trainer(config, folder, weights, title, mirror).fit())
+        except KeyboardInterrupt:
+            folder.interrupt()
+            raise RunInterrupted(
+                f"Interrupted. {title} is kept in {folder.path}; the same command continues it."
+            ) from None
+        except Exception as error:
+            folder.fail(error)
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{title} failed: {type(error).__name__}: {error}. The traceback is in "
+                f"{folder.path / 'run.log'}; the same command tries again."
+            ) from error
+        finally:
+            if mirror is not None:
+                mirror.close()
+    result = folder.status()["result"]
+    logger.info("%s: %s in %.1f s, %s", title, _figures(result), time.perf_counter() - started, folder.path)
+
+
+def _mirror(config: Config, folder: RunFolder) -> MLflowMirror | None:
+    tracking = Tracking(**config["tracking"])
+    if not tracking.enabled:
+        return None
+    uri = tracking.uri or default_uri(Path(config["runs"]).absolute())
+    return MLflowMirror(folder.path, uri, tracking.experiment).start()
+
+
+def _trainer(
+    config: Config, folder: RunFolder, weights: Path | None, title: str, mirror: MLflowMirror | None
+) -> Trainer:
+    settings = TrainerSettings(**config["trainer"])
+    recipe = Recipe(**config["recipe"])
+    seed = config["seed"]
+    device = _prepare_device(settings)
+    dataset = instantiate(config["dataset"], _convert_="all").load()
+    classes = len(dataset.classes)
+    with seeded(seed, "student"):
+        student = _on(device, instantiate(config["student"], num_classes=classes, _convert_="all"), settings)
+    teacher = _teacher(config, classes, weights, device, settings)
+    with seeded(seed, "distiller"):
+        distiller = _distiller(config).to(device)
+    task_node = {key: value for key, value in config["task"].items() if key != "name"}
+    # Deferred, then called: Hydra would turn dataclasses among the arguments into plain dicts.
+    task: Task[Any] = instantiate(task_node, _partial_=True)(
+        student=student,
+        teacher=teacher,
+        distiller=distiller,
+        dataset=dataset,
+        recipe=recipe,
+        train_transforms=instantiate(recipe.train_transforms, _convert_="all"),
+        test_transforms=instantiate(recipe.test_transforms, _convert_="all"),
+        seed=seed,
+        device=device,
+        channels_last=settings.channels_last,
+    )
+    rate = recipe.learning_rate(config["student"]["name"])
+    groups = parameter_groups(task.modules.values(), recipe.decay_norm_and_bias)
+    optimizer = instantiate(recipe.optimizer, _convert_="all")(groups, lr=rate)
+    schedule = instantiate(recipe.schedule, lr=rate, epochs=recipe.epochs, _convert_="all")
+    return Trainer(
+        task,
+        recipe,
+        settings,
+        optimizer,
+        schedule,
+        folder,
+        seed,
+        device,
+        title=title,
+        on_checkpoint=(lambda: None) if mirror is None else mirror.notify,
+    )
+
+
+def _teacher(
+    config: Config, classes: int, weights: Path | None, device: torch.device, settings: TrainerSettings
+) -> nn.Module | None:
+    node = config["teacher"]
+    if node["name"] is None:
+        return None
+    with seeded(node["seed"], "teacher"):
+        teacher = instantiate(architecture(node), num_classes=classes, _convert_="all")
+    if weights is not None:
+        load_checkpoint(teacher, weights)
+    return _on(device, teacher, settings)
+
+
+def _distiller(config: Config) -> Distiller:
+    nodes = dict(config["distiller"]["terms"])
+    if config["alignment"]["enabled"]:
+        nodes |= {name: config["alignment"][name] for name in ("fisher_rao", "sinkhorn")}
+    terms = {}
+    for name, node in nodes.items():
+        term = {key: value for key, value in node.items() if key != "weight"}
+        terms[name] = (instantiate(term, _convert_="all"), node["weight"])
+    ground_truth = {key: value for key, value in config["ground_truth"].items() if key != "name"}
+    return Distiller(
+        instantiate(ground_truth, _convert_="all"), config["distiller"]["ground_truth_weight"], terms
+    )
+
+
+def _on(device: torch.device, model: nn.Module, settings: TrainerSettings) -> nn.Module:
+    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    model = model.to(device=device, memory_format=memory_format)
+    if settings.compile:
+        model.compile()
+    return model
+
+
+def _prepare_device(settings: TrainerSettings) -> torch.device:
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(settings.deterministic)
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(settings.device)
+
+
+def _description(config: Config, identity: Identity, weights: Path | None) -> Row:
+    return {
+        "study": config["study"],
+        **facts_of(config, identity),
+        "selection": "validation" if config["dataset"]["validation"] else "none",
+        "teacher_weights": None if weights is None else str(weights),
+        **collect_provenance(),
+    }
+
+
+def _figures(result: Mapping[str, Any]) -> str:
+    text = f"test top-1 {result['last']['test_top1']:.2f} %"
+    if result["best"] is not None:
+        text += f" (best validation epoch {result['best']['epoch']}: {result['best']['test_top1']:.2f} %)"
+    return text
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Makes SIGTERM end the run as Ctrl-C does: marked interrupted, resumable."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _set_up_logging() -> None:
+    logging.getLogger("gda").setLevel(logging.DEBUG)
+    if not logging.getLogger("gda").handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setLevel(logging.INFO)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logging.getLogger("gda").addHandler(handler)
+        logging.getLogger("gda").propagate = False

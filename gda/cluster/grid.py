@@ -1,0 +1,180 @@
+"""A grid of runs: checked whole, written down, then run cell after cell."""
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import TaskFunction
+from omegaconf import DictConfig
+
+from gda.config.check import check, resolved
+from gda.config.faults import ConfigFaults, Fault
+from gda.config.identity import Identity
+from gda.config.inputs import facts_of, identify_run, run_path
+from gda.errors import RunInterrupted
+from gda.tracking.atomic import write_json_atomic
+from gda.tracking.run_folder import RunFolder
+
+logger = logging.getLogger("gda")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        number: Its position in the grid.
+        overrides: What it changes.
+        config: What it composes to.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    config: DictConfig
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """What is written down about a cell before it runs, for the report to find missing ones.
+
+    Attributes:
+        folder: Run folder, relative to the study.
+        group: Group of the run.
+        seed: Its seed.
+        label: Name of the method.
+        twin_group: Group of the same run without alignment.
+        vanilla_group: Group of plain training.
+        distiller: The base method.
+        alignment: The alignment.
+        ground_truth: What the supervised term learns from.
+        dataset: The data set.
+        recipe: The recipe.
+        task: The task.
+        teacher: The teacher's name.
+        student: The student's name.
+        pair: Teacher and student.
+    """
+
+    folder: str
+    group: str
+    seed: int
+    label: str
+    twin_group: str | None
+    vanilla_group: str
+    distiller: str
+    alignment: str
+    ground_truth: str
+    dataset: str
+    recipe: str
+    task: str
+    teacher: str | None
+    student: str
+    pair: str
+
+
+def run_grid(cells: Sequence[Cell], run: TaskFunction, sweep_folder: str) -> list[JobReturn]:
+    """Runs every cell of a grid, after checking all of them.
+
+    Args:
+        cells: The cells; all of one sweep.
+        run: Turns one config into a finished run; raises SystemExit when it can't.
+        sweep_folder: Where the plan is written.
+
+    Raises:
+        SystemExit: The grid has faults, or a cell failed, or Ctrl-C was pressed.
+    """
+    configs = _checked(cells)
+    folder = Path(sweep_folder)
+    if configs and configs[0]["check"]:
+        logger.info("Nothing is wrong with the %d cells of this sweep.", len(cells))
+        _remove_traces(folder)
+        return [_finished(cell) for cell in cells]
+    identities = [identify_run(config) for config in configs]
+    paths = [run_path(config, identity) for config, identity in zip(configs, identities, strict=True)]
+    _write_plan(folder, configs, identities, paths)
+    done = sum(RunFolder(path).is_done() for path in paths)
+    logger.info("%d cells: %d finished before, %d to run", len(cells), done, len(cells) - done)
+    started = time.perf_counter()
+    failed = []
+    for position, (cell, path) in enumerate(zip(cells, paths, strict=True), 1):
+        if RunFolder(path).is_done():
+            continue
+        logger.info("[%d/%d] %s", position, len(cells), " ".join(cell.overrides))
+        try:
+            run(cell.config)
+        except SystemExit as stop:
+            if stop.code == RunInterrupted.exit_code:
+                raise
+            failed.append((cell, path))
+    logger.info(
+        "%d of %d cells are finished after %.0f s",
+        len(cells) - len(failed),
+        len(cells),
+        time.perf_counter() - started,
+    )
+    if failed:
+        for cell, path in failed:
+            error = RunFolder(path).status().get("error") or "see above"
+            logger.info("failed: %s (%s)", " ".join(cell.overrides), error)
+        logger.info("The same command tries the failed cells again.")
+        raise SystemExit(1)
+    return [_finished(cell) for cell in cells]
+
+
+def _checked(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Checks all cells; a fault that several cells share is reported once, with their number."""
+    configs = []
+    found: dict[Fault, list[Cell]] = {}
+    for cell in cells:
+        try:
+            config = resolved(cell.config)
+            faults = check(config)
+            configs.append(config)
+        except ConfigFaults as error:
+            faults = list(error.faults)
+        for fault in faults:
+            found.setdefault(fault, []).append(cell)
+    if found:
+        faults = []
+        for fault, where in found.items():
+            cells_named = "all cells" if len(where) == len(cells) else _named(where, len(cells))
+            faults.append(Fault(fault.where, f"{fault.what} [in {cells_named}]", fault.fix))
+        sys.stderr.write(f"{ConfigFaults(faults)}\n")
+        raise SystemExit(1)
+    return configs
+
+
+def _named(cells: Sequence[Cell], total: int) -> str:
+    first = " ".join(cells[0].overrides)
+    return f"{len(cells)} of {total} cells, first: {first}" if len(cells) > 1 else f"the cell {first}"
+
+
+def _write_plan(
+    folder: Path, configs: Sequence[dict[str, Any]], identities: Sequence[Identity], paths: Sequence[Path]
+) -> None:
+    planned = []
+    for config, identity, path in zip(configs, identities, paths, strict=True):
+        planned.append(PlannedRun(folder=f"{path.parent.name}/{path.name}", **facts_of(config, identity)))
+    folder.mkdir(parents=True, exist_ok=True)
+    created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    write_json_atomic(folder / "plan.json", {"created": created, "cells": [asdict(cell) for cell in planned]})
+
+
+def _remove_traces(folder: Path) -> None:
+    """Takes back the file and folders that Hydra's sweeper makes before any launcher is asked."""
+    with contextlib.suppress(OSError):
+        (folder / "multirun.yaml").unlink()
+        for empty in (folder, *folder.parents[:3]):
+            empty.rmdir()
+
+
+def _finished(cell: Cell) -> JobReturn:
+    result = JobReturn(overrides=list(cell.overrides), cfg=cell.config, status=JobStatus.COMPLETED)
+    result.return_value = None
+    return result

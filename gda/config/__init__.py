@@ -1,0 +1,1 @@
+"""What a composed config may say, and the check that runs before any work."""

@@ -1,0 +1,203 @@
+"""Which runs are the same experiment: the group hash, and the groups a run is compared with.
+
+A group is everything that changes the result, except the seed. Runs of one group differ only by
+seed; the report aggregates over them.
+"""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from gda.config.schema import learning_rate
+
+VERSION = 1
+
+_RESULT_NODES = (
+    "dataset",
+    "teacher",
+    "student",
+    "distiller",
+    "alignment",
+    "ground_truth",
+    "recipe",
+    "task",
+    "trainer",
+)
+# What these nodes hold beside the things that change a result.
+_NEUTRAL = {
+    "dataset": ("root", "download", "max_memory_gib", "statistics"),
+    "teacher": ("checkpoint", "checkpoint_select", "seed"),  # replaced by the identity of the weights
+    "recipe": ("evaluation_batch_size", "validation", "statistics", "lr", "lr_by_model"),
+    "trainer": ("device", "channels_last", "compile", "deterministic", "threads", "finite_check_every"),
+}
+
+VANILLA: dict[str, Any] = {"name": "vanilla", "ground_truth_weight": 1.0, "terms": {}}
+"""The distiller node of plain training, as in ``conf/distiller/vanilla.yaml``."""
+
+NO_TEACHER: dict[str, Any] = {"name": None, "checkpoint": None, "checkpoint_select": "last", "seed": 0}
+"""The teacher node of ``teacher=none``."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run is, and what it is compared with.
+
+    Attributes:
+        group: Hash of what changes the result.
+        label: Short name of the method, e.g. ``kd+gda``.
+        name: Readable folder name that ends in the group.
+        twin_group: Group of the same config with ``alignment=none``; null for such a run itself.
+        vanilla_group: Group of plain training of the same student.
+    """
+
+    group: str
+    label: str
+    name: str
+    twin_group: str | None
+    vanilla_group: str
+
+
+def identify(config: Mapping[str, Any], weights: str | None = None, data: str | None = None) -> Identity:
+    """Derives a run's identity from its resolved config.
+
+    Args:
+        config: The resolved config as plain data.
+        weights: Identity of the teacher's weights: the SHA-256 of a file or the group and seed of an
+            ``auto`` run; null without a teacher.
+        data: Fingerprint of data that the config does not determine, e.g. of an image folder.
+    """
+    label = label_of(config)
+    group = _group(config, weights, data)
+    twin = _group(without_alignment(config), weights, data) if config["alignment"]["enabled"] else None
+    student = config["student"]["name"]
+    teacher = config["teacher"]["name"]
+    pair = f"{teacher}-{student}" if teacher and uses_teacher(config) else str(student)
+    readable = re.sub(
+        r"[^\w.+-]+", "_", f"{config['dataset']['name']}-{config['recipe']['name']}-{pair}-{label}"
+    )
+    readable = readable.rstrip("_")
+    return Identity(
+        group=group,
+        label=label,
+        name=f"{readable}-{group}",
+        twin_group=twin,
+        vanilla_group=_group(plain_training(config), None, data),
+    )
+
+
+def label_of(config: Mapping[str, Any]) -> str:
+    """Returns the short name of the method, e.g. ``kd+gda`` or ``vanilla (label-free)``."""
+    label = str(config["distiller"]["name"])
+    if config["alignment"]["enabled"]:
+        label += f"+{config['alignment']['name']}"
+    if config["ground_truth"]["name"] != "labels":
+        label += " (label-free)"
+    return label
+
+
+def uses_teacher(config: Mapping[str, Any]) -> bool:
+    """Says whether the loss reads the teacher; a teacher of plain training only measures fidelity."""
+    return bool(
+        config["distiller"]["terms"]
+        or config["alignment"]["enabled"]
+        or config["ground_truth"]["name"] != "labels"
+    )
+
+
+def without_alignment(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config with ``alignment=none``."""
+    changed = copy.deepcopy(dict(config))
+    changed["alignment"]["enabled"] = False
+    changed["alignment"]["name"] = "none"
+    return changed
+
+
+def plain_training(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config of plain training of the same student: no teacher, labels, no terms."""
+    changed = without_alignment(config)
+    changed["distiller"] = copy.deepcopy(VANILLA)
+    changed["teacher"] = dict(NO_TEACHER)
+    changed["ground_truth"] = {
+        "_target_": "gda.distillers.ground_truth.Labels",
+        "name": "labels",
+        "label_smoothing": config["recipe"]["label_smoothing"],
+    }
+    return changed
+
+
+def teacher_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config of the run that ``teacher.checkpoint=auto`` names.
+
+    It trains the teacher's architecture plainly, with the same data, recipe and trainer, whatever
+    the student and the distiller; all who ask for it get the same run.
+    """
+    changed = plain_training(config)
+    changed["student"] = architecture(config["teacher"])
+    changed["seed"] = config["teacher"]["seed"]
+    changed["study"] = "teachers"
+    changed["tracking"]["experiment"] = "teachers"
+    return changed
+
+
+def architecture(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a teacher node without the keys that say where its weights come from."""
+    return {key: value for key, value in node.items() if key not in _NEUTRAL["teacher"]}
+
+
+def _group(config: Mapping[str, Any], weights: str | None, data: str | None) -> str:
+    nodes = {name: copy.deepcopy(dict(config[name])) for name in _RESULT_NODES}
+    for name, keys in _NEUTRAL.items():
+        for key in keys:
+            nodes[name].pop(key, None)
+    recipe = config["recipe"]
+    nodes["recipe"]["lr"] = learning_rate(recipe["lr"], recipe["lr_by_model"], config["student"]["name"])
+    if not uses_teacher(config):
+        del nodes["teacher"]
+        weights = None
+    if not config["alignment"]["enabled"]:
+        del nodes["alignment"]
+    table = _left_out()
+    content: dict[str, Any] = {
+        "version": VERSION,
+        "config": {
+            name: _canonical(node, table["config"].get(name), table["targets"])
+            for name, node in nodes.items()
+        },
+        "weights": weights,
+    }
+    if data is not None:
+        content["data"] = data
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _canonical(node: Any, left_out: Any, targets: Mapping[str, Any]) -> Any:
+    """Drops disabled terms and values that the table leaves out; numbers become one form."""
+    if isinstance(node, Mapping):
+        table = {**(left_out or {}), **targets.get(str(node.get("_target_")), {})}
+        return {
+            key: _canonical(value, table.get(key) if isinstance(value, Mapping) else None, targets)
+            for key, value in node.items()
+            if not (key in table and not isinstance(value, Mapping) and table[key] == value)
+            and not (isinstance(value, Mapping) and value.get("weight") in (0, 0.0))
+        }
+    if isinstance(node, list | tuple):
+        return [_canonical(item, None, targets) for item in node]
+    if isinstance(node, float) and node.is_integer():
+        return int(node)  # 1 and 1.0 are the same choice
+    return node
+
+
+@cache
+def _left_out() -> dict[str, Any]:
+    text = files("gda.config").joinpath(f"identity_v{VERSION}.yaml").read_text(encoding="utf-8")
+    loaded = yaml.safe_load(text)
+    return {"config": loaded["config"], "targets": loaded["targets"]}

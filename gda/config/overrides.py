@@ -1,0 +1,164 @@
+"""Scans the command line for unknown names before Hydra stops at the first of them.
+
+Only Hydra is imported here, so that ``--help`` and ``--cfg job`` answer at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from gda.config.faults import ConfigFaults, Fault
+from gda.config.help import help_text
+from gda.suggestions import did_you_mean, near
+
+
+def answer_or_stop(config_folder: Path, argv: Sequence[str] | None = None) -> None:
+    """Answers ``--help``, and exits with one report of all unknown names on the command line.
+
+    Args:
+        config_folder: The project's ``conf``.
+        argv: The command line without the program's name; by default this process's.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options, unknown = get_args_parser().parse_known_args(arguments)
+    if unknown or options.hydra_help or options.shell_completion:
+        return  # nothing will run, or argparse has its own words for an unknown flag
+    folders = [config_folder]
+    if options.config_dir:
+        folders.append(Path(options.config_dir))
+    if options.help:
+        sys.stdout.write(help_text(_groups(folders)))
+        raise SystemExit(0)
+    faults = scan(options.overrides, folders)
+    if faults:
+        sys.stderr.write(f"{ConfigFaults(faults)}\n")
+        raise SystemExit(1)
+
+
+def scan(overrides: Sequence[str], folders: Sequence[Path]) -> list[Fault]:
+    """Finds unknown groups, choices and keys, and overrides that can't be read.
+
+    Args:
+        overrides: Hydra overrides as typed, sweeps included.
+        folders: Config folders, the project's first.
+    """
+    parser = OverridesParser.create()
+    parsed, faults = [], []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException as error:
+            reason = " ".join(str(error).split())
+            faults.append(Fault(text, f"this override can't be read ({reason})", "quote it: 'key=\"value\"'"))
+    groups = _groups(folders)
+    top_level = set(OmegaConf.load(folders[0] / "config.yaml")) - {"defaults", "hydra"}
+    dotted = []
+    for override in parsed:
+        key = override.key_or_group
+        if key.split("/")[0].split(".")[0] == "hydra" or override.is_delete():
+            continue
+        if key in groups:
+            faults.extend(_unknown_choices(override, groups[key]))
+        elif "." in key:
+            dotted.append(override)
+        elif key not in top_level and not override.is_add() and not override.is_force_add():
+            hint = did_you_mean(key, [*(group for group in groups if "/" not in group), *top_level])
+            match = near(key, [*groups, *top_level], 1)
+            fix = f"{match[0]}={override.get_value_element_as_str()}" if match else ""
+            faults.append(Fault(key, f"there is no config group or key of this name; {hint}", fix))
+    if dotted and not faults:
+        faults = _unknown_keys(dotted, [o for o in parsed if o.key_or_group in groups], folders)
+    return faults
+
+
+def _groups(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Returns the choices of every config group, by the group's name."""
+    groups: dict[str, set[str]] = {}
+    for folder in folders:
+        for file in folder.rglob("*.yaml"):
+            parts = file.relative_to(folder).with_suffix("").parts
+            if parts[-1].startswith("_") or len(parts) < 2:
+                continue
+            for cut in range(1, len(parts)):
+                groups.setdefault("/".join(parts[:cut]), set()).add("/".join(parts[cut:]))
+    return {group: sorted(choices) for group, choices in groups.items()}
+
+
+def _unknown_choices(override: Override, choices: Sequence[str]) -> list[Fault]:
+    faults = []
+    for choice in _choices(override):
+        if choice is None or choice.lower() == "null":
+            fault = Fault(override.key_or_group, "null is not a choice", f"{override.key_or_group}=none")
+            faults.append(fault)
+        elif choice.removesuffix(".yaml") not in choices:
+            matches = near(choice, choices, 1)
+            fix = f"{override.key_or_group}={matches[0]}" if matches else ""
+            what = f"{choice!r} is not one of its choices; {did_you_mean(choice, choices)}"
+            faults.append(Fault(override.key_or_group, what, fix))
+    return faults
+
+
+def _choices(override: Override) -> list[str | None]:
+    """Returns the group choices an override names: one, or all of a sweep."""
+    if override.is_sweep_override():
+        return [str(value).strip("'\"") for value in override.sweep_string_iterator()]
+    value = override.value()
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [None if value is None else str(value)]
+
+
+def _unknown_keys(
+    dotted: Sequence[Override], chosen: Sequence[Override], folders: Sequence[Path]
+) -> list[Fault]:
+    """Composes the chosen groups and looks each dotted key up in the result."""
+    config = _compose(chosen, folders)
+    if config is None:
+        return []
+    faults = []
+    for override in dotted:
+        if override.is_add() or override.is_force_add():
+            continue
+        node: Any = config
+        walked: list[str] = []
+        for part in override.key_or_group.split("."):
+            if not isinstance(node, DictConfig):
+                break
+            if part not in node:
+                place = ".".join(walked) or "the config"
+                hint = did_you_mean(part, [str(key) for key in node])
+                match = near(part, [str(key) for key in node], 1)
+                rest = override.key_or_group.split(".")[len(walked) + 1 :]
+                value = override.get_value_element_as_str()
+                fix = (
+                    f"{'.'.join([*walked, match[0], *rest])}={value}" if match else f"+{override.input_line}"
+                )
+                faults.append(Fault(override.key_or_group, f"{place} has no {part!r}; {hint}", fix))
+                break
+            walked.append(part)
+            node = node._get_node(part)
+    return faults
+
+
+def _compose(chosen: Sequence[Override], folders: Sequence[Path]) -> DictConfig | None:
+    from hydra import compose, initialize_config_dir
+
+    texts = []
+    for override in chosen:
+        first = next(iter(_choices(override)), None)
+        prefix = "+" if override.is_add() else ""
+        texts.append(f"{prefix}{override.get_key_element().lstrip('+')}={first}")
+    if len(folders) > 1:
+        texts.append(f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in folders[1:])}]")
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(folders[0].resolve())):
+            return compose("config", overrides=texts)
+    except Exception:  # Hydra itself will say what does not compose, in its own words
+        return None

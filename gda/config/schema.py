@@ -1,0 +1,211 @@
+"""The typed root of a config: every node that is not a ``_target_`` of its own.
+
+The check holds the composed config against these dataclasses, ranges included; the code reads the
+config through them, so that no key is spelled out twice. Defaults stand in ``conf/``, not here,
+with one exception: fields with a default may be left out of a config.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from gda.ranges import NonNegative, Positive, Range
+
+Node = Mapping[str, Any]
+"""A node with a ``_target_``: its signature is its schema."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a student is trained; recipes are never mixed in one table.
+
+    Attributes:
+        name: The recipe's name.
+        epochs: Length of training.
+        batch_size: Global batch in images.
+        evaluation_batch_size: Images at a time in evaluation; changes no result.
+        drop_last: Whether an incomplete last batch of an epoch is left out.
+        label_smoothing: Of the supervised term, with labels.
+        validation: Share of the training images that is held out; ``dataset.validation`` follows it.
+        statistics: Which published rounding of the data set's mean and std is used.
+        lr: Peak learning rate; null takes it from ``lr_by_model``.
+        lr_by_model: Learning rates by the student's zoo name, and ``default`` for all others.
+        optimizer: A torch or timm optimiser, ``_partial_``, without its learning rate.
+        decay_norm_and_bias: Whether weight decay reaches 1-D parameters (norms and biases).
+        gradient_clip: Largest allowed global gradient norm; null for none.
+        schedule: A schedule of :mod:`gda.training.schedules`.
+        train_transforms: Named transforms of training images, applied in order.
+        test_transforms: Named transforms of validation and test images.
+    """
+
+    name: str
+    epochs: Annotated[int, Range(minimum=1)]
+    batch_size: Annotated[int, Range(minimum=1)]
+    evaluation_batch_size: Annotated[int, Range(minimum=1)]
+    drop_last: bool
+    label_smoothing: Annotated[float, Range(minimum=0, below=1)]
+    validation: Annotated[float, Range(minimum=0, below=1)]
+    statistics: str
+    lr: Annotated[float, Positive] | None
+    lr_by_model: Mapping[str, float]
+    optimizer: Node
+    decay_norm_and_bias: bool
+    gradient_clip: Annotated[float, Positive] | None
+    schedule: Node
+    train_transforms: Mapping[str, Node] = field(default_factory=dict)
+    test_transforms: Mapping[str, Node] = field(default_factory=dict)
+
+    def learning_rate(self, student: str) -> float:
+        """Returns the peak learning rate for a student."""
+        return learning_rate(self.lr, self.lr_by_model, student)
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How the loop runs, whatever it trains.
+
+    Attributes:
+        device: ``auto`` takes the first GPU, else the CPU.
+        precision: Autocast type of the forward passes; losses and alignment stay in float32.
+        ema_decay: Decay of the exponential moving average of the student; null for none.
+        channels_last: Memory format of images and convolutions.
+        compile: Whether teacher and student are compiled with ``torch.compile``.
+        deterministic: Whether CUDA kernels must be deterministic (slower); CPU runs always are.
+        threads: CPU threads; null leaves torch's choice.
+        finite_check_every: Steps between two looks at the losses; a GPU waits at each look.
+    """
+
+    device: str
+    precision: Literal["float32", "bfloat16", "float16"]
+    ema_decay: Annotated[float, Range(above=0, below=1)] | None
+    channels_last: bool
+    compile: bool
+    deterministic: bool
+    threads: Annotated[int, Range(minimum=1)] | None
+    finite_check_every: Annotated[int, Range(minimum=1)]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a teacher's weights come from; the rest of the teacher node is its architecture.
+
+    Attributes:
+        name: Zoo name; null means no teacher.
+        checkpoint: A file, ``auto`` (a run with the same data and recipe, made once and shared) or
+            null (only with pretrained weights of the architecture itself).
+        checkpoint_select: Which state of an ``auto`` run is the teacher.
+        seed: Seed of the ``auto`` run, independent of the student's.
+    """
+
+    name: str | None
+    checkpoint: str | None
+    checkpoint_select: Literal["last", "best"]
+    seed: Annotated[int, NonNegative]
+
+
+@dataclass(frozen=True)
+class DistillerSettings:
+    """The base method: a weighted supervised term and named, weighted terms.
+
+    Attributes:
+        name: The method's name.
+        ground_truth_weight: Weight of the supervised term.
+        terms: Named term nodes, each with a ``_target_``, a ``weight`` and the term's arguments.
+    """
+
+    name: str
+    ground_truth_weight: float | Mapping[str, Any]
+    terms: Mapping[str, Node]
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """The GDA terms, added to any distiller; the same keys in every choice.
+
+    Attributes:
+        name: The choice's name.
+        enabled: Whether the terms are added at all.
+        fisher_rao: Term node of the Fisher-Rao term.
+        sinkhorn: Term node of the Sinkhorn term.
+    """
+
+    name: str
+    enabled: bool
+    fisher_rao: Node
+    sinkhorn: Node
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where runs are mirrored to.
+
+    Attributes:
+        name: The choice's name.
+        enabled: Whether runs are mirrored into MLflow.
+        uri: Tracking server; null for a SQLite database beside the runs.
+        experiment: MLflow experiment.
+    """
+
+    name: str
+    enabled: bool
+    uri: str | None
+    experiment: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """The root of a composed config.
+
+    Attributes:
+        study: Folder of runs that one report compares.
+        seed: Seeds the student, the data order, the augmentation and the terms.
+        check: Check everything, run nothing.
+        runs: Folder of all run folders.
+        dataset: The data set, a ``_target_`` of :mod:`gda.data`.
+        teacher: Architecture and weights of the teacher.
+        student: Architecture of the student.
+        distiller: The base method.
+        alignment: The GDA terms.
+        ground_truth: What the supervised term learns from.
+        recipe: How the student is trained.
+        task: What a step and an evaluation mean.
+        trainer: How the loop runs.
+        tracking: Where runs are mirrored to.
+        cluster: Where the work runs.
+        experiment: Marker of the preset in use.
+    """
+
+    study: str
+    seed: Annotated[int, NonNegative]
+    check: bool
+    runs: str
+    dataset: Node
+    teacher: Node
+    student: Node
+    distiller: Node
+    alignment: Node
+    ground_truth: Node
+    recipe: Node
+    task: Node
+    trainer: Node
+    tracking: Node
+    cluster: Node
+
+
+def learning_rate(lr: float | None, by_model: Mapping[str, float], student: str) -> float:
+    """Returns the peak learning rate: the one given, else the table's for this student.
+
+    Raises:
+        KeyError: There is neither.
+    """
+    return float(lr if lr is not None else by_model.get(student, by_model["default"]))
+
+
+NESTED = {
+    "recipe": Recipe,
+    "trainer": TrainerSettings,
+    "distiller": DistillerSettings,
+    "alignment": AlignmentSettings,
+    "tracking": Tracking,
+}
+"""Nodes with a dataclass of their own."""

@@ -1,0 +1,118 @@
+"""Batches from images that are already decoded; any step of any epoch can be made on its own."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gda.data.dataset import ImageSplit
+from gda.data.transforms import Pipeline, Transform
+from gda.errors import UserError
+from gda.seeding import generator
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch on the device.
+
+    Attributes:
+        images: ``(batch, 3, height, width)``, float32, augmented and normalised.
+        targets: Class ids ``(batch,)``, int64.
+        indices: Position of every image in the split, ``(batch,)``, int64.
+    """
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+
+
+class TensorLoader:
+    """Makes the batches of a split, without worker processes and without state.
+
+    The order of an epoch depends on seed and epoch alone, and the augmentation of a step on seed,
+    epoch and step: a resumed run goes on where it stopped without replaying, and runs of equal seed
+    see equal batches whatever else they draw.
+
+    Args:
+        split: The images.
+        batch_size: Images in a batch.
+        transforms: Named transforms, applied in order; see :mod:`gda.data.transforms`.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        device: Where batches are made.
+        seed: The run's seed; without effect on an evaluation.
+        shuffle: True for training. False for evaluation: the split's order, no random transforms.
+        drop_last: Whether an incomplete last batch is left out (in training only).
+        channels_last: Memory format of the batches.
+        resident: Keep the whole split on the device. Otherwise it stays in the computer's memory and
+            each batch is copied over.
+
+    Raises:
+        UserError: An evaluation has random transforms, or the split does not fill one batch.
+    """
+
+    def __init__(
+        self,
+        split: ImageSplit,
+        batch_size: int,
+        transforms: Mapping[str, Transform | None],
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        channels_last: bool = False,
+        resident: bool = True,
+    ) -> None:
+        self.device = torch.device(device)
+        self.pipeline = Pipeline(transforms, mean, std).to(self.device)
+        if not shuffle and self.pipeline.random:
+            raise UserError(f"evaluation can't use random transforms: {', '.join(self.pipeline.random)}")
+        if not shuffle and drop_last:
+            raise UserError("evaluation takes every image: drop_last is for training")
+        if drop_last and len(split) < batch_size:
+            raise UserError(f"{len(split)} images do not fill one batch of {batch_size}, and drop_last is on")
+        home = self.device if resident else torch.device("cpu")
+        self.images, self.targets = split.images.to(home), split.targets.to(home)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __len__(self) -> int:
+        """Number of steps in an epoch."""
+        whole, rest = divmod(len(self.images), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def batches(self, epoch: int = 0, start_step: int = 0) -> Iterator[Batch]:
+        """Makes the batches of one epoch.
+
+        Args:
+            epoch: The epoch, from 0.
+            start_step: First step to make; the steps are the same wherever one starts.
+        """
+        order = self._order(epoch)
+        for step in range(start_step, len(self)):
+            indices = order[step * self.batch_size : (step + 1) * self.batch_size]
+            draws = generator(self.seed, "augmentation", epoch, step)
+            images = self._fetch(self.images, indices)
+            images = self.pipeline(images, draws).contiguous(memory_format=self.memory_format)
+            yield Batch(images, self._fetch(self.targets, indices), indices.to(self.device))
+
+    def _order(self, epoch: int) -> Tensor:
+        """Returns the positions of all images in the epoch's order, where the images lie."""
+        if self.shuffle:
+            order = torch.randperm(len(self.images), generator=generator(self.seed, "data order", epoch))
+        else:
+            order = torch.arange(len(self.images))
+        return order.to(self.images.device)
+
+    def _fetch(self, values: Tensor, indices: Tensor) -> Tensor:
+        chosen = values[indices]
+        if chosen.device != self.device:
+            chosen = chosen.pin_memory() if self.device.type == "cuda" else chosen
+            chosen = chosen.to(self.device, non_blocking=True)
+        return chosen

@@ -1,0 +1,124 @@
+"""The training loss of the student: supervised term plus the named terms, weighted."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gda.distillers.logits import at_least_float32
+from gda.distillers.schedule import Weight
+from gda.distillers.term import DataFacts, ModelOutput, Term, TermInputs
+
+GROUND_TRUTH = "ground_truth"
+
+
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """The names without repetition, first mention first."""
+    return tuple(dict.fromkeys(names))
+
+
+def _with_full_precision(output: ModelOutput) -> ModelOutput:
+    return replace(output, logits=at_least_float32(output.logits))
+
+
+class Distiller(nn.Module):
+    """Weighted sum of the supervised term and any number of distillation terms.
+
+    The loss of a batch is ::
+
+        loss = w_gt(epoch) * ground_truth + sum_k w_k(epoch) * term_k
+
+    Nothing but its own weight scales a term. Terms whose weight is 0 throughout are left out: they
+    are neither computed, nor do they ask for features, nor are they part of the checkpoint.
+
+    Args:
+        ground_truth: The supervised term, :class:`~gda.distillers.ground_truth.Labels` or
+            :class:`~gda.distillers.ground_truth.TeacherTargets`, or a module of the same interface.
+        ground_truth_weight: Its weight, in the form that :meth:`Weight.parse` reads.
+        terms: Term and weight by name. Names appear in the logs.
+
+    Attributes:
+        ground_truth: The supervised term. The task calls ``ground_truth.targets`` first and puts the
+            result into ``TermInputs.targets``; labels reach the terms in no other way.
+        terms: The terms with weight, by name.
+        weights: The weights of ``terms`` and of ``"ground_truth"``.
+
+    Raises:
+        ValueError: A weight is invalid, a term is called ``ground_truth``, or every weight is 0.
+    """
+
+    def __init__(
+        self,
+        ground_truth: nn.Module,
+        ground_truth_weight: float | Mapping[str, Any] | Weight = 1.0,
+        terms: Mapping[str, tuple[Term, float | Mapping[str, Any] | Weight]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.ground_truth = ground_truth
+        weights = {GROUND_TRUTH: Weight.parse(ground_truth_weight)}
+        kept: dict[str, Term] = {}
+        for name, (term, weight) in (terms or {}).items():
+            if name == GROUND_TRUTH:
+                raise ValueError(f"a term must not be called {GROUND_TRUTH}: that is the supervised one")
+            weights[name] = Weight.parse(weight)
+            kept[name] = term
+        self.weights = {name: weight for name, weight in weights.items() if weight.value != 0}
+        if not self.weights:
+            raise ValueError("every weight of the loss is 0: there is nothing to train on")
+        self.terms = nn.ModuleDict({name: term for name, term in kept.items() if name in self.weights})
+
+    def _active(self) -> list[Term]:
+        return [term for term in self.terms.values() if isinstance(term, Term)]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether training needs a teacher's outputs, for targets or for a term."""
+        # Targets are made also when the supervised weight is 0: terms may read them.
+        return bool(self.ground_truth.needs_teacher) or any(term.needs_teacher for term in self._active())
+
+    @property
+    def needs_views(self) -> tuple[str, ...]:
+        """Names of further augmented views that the terms ask for."""
+        return _in_order(view for term in self._active() for view in term.needs_views)
+
+    @property
+    def student_features(self) -> tuple[str, ...]:
+        """Module paths of the student to tap."""
+        return _in_order(path for term in self._active() for path in term.student_features)
+
+    @property
+    def teacher_features(self) -> tuple[str, ...]:
+        """Module paths of the teacher to tap."""
+        return _in_order(path for term in self._active() for path in term.teacher_features)
+
+    def setup(self, facts: DataFacts) -> None:
+        """Hands facts of the data set to every term, once, before training."""
+        for term in self._active():
+            term.setup(facts)
+
+    def forward(self, inputs: TermInputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes the loss of one batch.
+
+        Args:
+            inputs: The batch. Logits in half precision are brought to float32 before any term sees
+                them; features keep their precision.
+
+        Returns:
+            The weighted total, a scalar with gradient, and the unweighted value of every summand,
+            detached, under ``"ground_truth"`` and the terms' names.
+        """
+        inputs = replace(
+            inputs,
+            student=_with_full_precision(inputs.student),
+            teacher=None if inputs.teacher is None else _with_full_precision(inputs.teacher),
+        )
+        summands: list[Tensor] = []
+        values: dict[str, Tensor] = {}
+        for name, weight in self.weights.items():
+            module = self.ground_truth if name == GROUND_TRUTH else self.terms[name]
+            value = at_least_float32(module(inputs))
+            values[name] = value.detach()
+            summands.append(weight.at(inputs.progress) * value)
+        return torch.stack(summands).sum(), values

@@ -1,0 +1,129 @@
+"""Models by name: the zoo, one file per family, and every timm model as ``timm/<name>``.
+
+A family is a module with a ``MODELS`` table (name -> builder). A new family is one file and one line
+in ``FAMILIES``. Families and timm are imported when a name is first looked up, not before.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+from torch import nn
+
+from gda.errors import UserError
+
+Builder = Callable[..., nn.Module]
+"""Called with ``num_classes=`` and the model's own options."""
+
+FAMILIES = ("gda.models.resnet_cifar",)
+
+TIMM = "timm/"
+
+
+def create_model(name: str, num_classes: int | None, **options: Any) -> nn.Module:
+    """Builds a model with freshly initialised weights (drawn from torch's global generator).
+
+    Args:
+        name: A zoo name (see :func:`list_models`), or ``timm/<name>`` for any timm model.
+        num_classes: Size of the output. ``None`` is understood by encoders only: no linear head.
+        **options: Passed on to the model's builder (to ``timm.create_model`` for timm models).
+
+    Returns:
+        The model, on the CPU, in training mode. It maps ``(batch, 3, h, w)`` to logits
+        ``(batch, num_classes)``.
+
+    Raises:
+        UserError: The name is unknown, or the model does not take one of the options.
+    """
+    builder = find_builder(name)
+    # timm passes unknown options on to inner constructors; only the call itself can tell.
+    if not name.startswith(TIMM):
+        _check_options(name, builder, options)
+    try:
+        return builder(num_classes=num_classes, **options)
+    except (TypeError, RuntimeError) as error:
+        if name.startswith(TIMM):
+            raise UserError(f"timm could not build {name!r} with options {options}: {error}") from error
+        raise
+
+
+def list_models() -> list[str]:
+    """Returns the names of the zoo, sorted (timm's are not among them)."""
+    return sorted(_zoo())
+
+
+def find_builder(name: str) -> Builder:
+    """Looks a name up without building the model.
+
+    Args:
+        name: As in :func:`create_model`.
+
+    Raises:
+        UserError: The name is unknown; the message holds the nearest names and the list.
+    """
+    if name.startswith(TIMM):
+        return _timm_builder(name)
+    if name in _zoo():
+        return _zoo()[name]
+    nearest = difflib.get_close_matches(name, list_models(), n=3)
+    raise UserError(
+        f"there is no model {name!r}. {_did_you_mean(nearest)}The zoo has: {', '.join(list_models())}; "
+        f"and any timm model as {TIMM}<name>, e.g. {TIMM}resnet18.a1_in1k."
+    )
+
+
+@cache
+def _zoo() -> dict[str, Builder]:
+    """Merges the tables of all families."""
+    models: dict[str, Builder] = {}
+    for family in FAMILIES:
+        table = importlib.import_module(family).MODELS
+        twice = models.keys() & table.keys()
+        if twice:
+            raise RuntimeError(f"{family} defines names that another family has: {sorted(twice)}")
+        models.update(table)
+    return models
+
+
+def _timm_builder(name: str) -> Builder:
+    import timm  # slow to import, and most runs need none of it
+
+    timm_name = name.removeprefix(TIMM)
+    architecture, _, tag = timm_name.partition(".")
+    if not timm.is_model(architecture):
+        nearest = difflib.get_close_matches(architecture, timm.list_models(), n=5)
+    elif tag and timm_name not in timm.list_pretrained(architecture):
+        nearest = timm.list_pretrained(architecture)
+    else:
+        return partial(_create_timm, timm_name)
+    raise UserError(
+        f"timm has no model {timm_name!r}. {_did_you_mean([TIMM + each for each in nearest])}"
+        "timm.list_models() prints all of them."
+    )
+
+
+def _create_timm(timm_name: str, num_classes: int | None, **options: Any) -> nn.Module:
+    import timm
+
+    # timm's own "no head" is zero classes.
+    return timm.create_model(timm_name, num_classes=num_classes or 0, **options)
+
+
+def _check_options(name: str, builder: Builder, options: dict[str, Any]) -> None:
+    """Refuses options that the builder does not take, and names those that it does."""
+    parameters = inspect.signature(builder).parameters
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return
+    known = [each for each in parameters if each != "num_classes"]
+    unknown = [each for each in options if each not in known]
+    if unknown:
+        nearest = [match for each in unknown for match in difflib.get_close_matches(each, known, n=1)]
+        takes = f"It takes: {', '.join(known)}." if known else "It takes none."
+        raise UserError(f"model {name!r} has no option {', '.join(unknown)}. {_did_you_mean(nearest)}{takes}")
+
+
+def _did_you_mean(names: list[str]) -> str:
+    return f"Did you mean {' or '.join(names)}? " if names else ""

@@ -1,0 +1,210 @@
+"""From runs to tables: one row per method over its seeds, one table per honest comparison."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from gda.report.labels import distinct_labels
+from gda.report.records import Method, Run, Study
+from gda.report.spread import Difference, Summary, paired_difference, summarise
+
+TableKey = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method over its seeds. Accuracies and their differences are in percent (points).
+
+    Attributes:
+        last: test top-1 after the last epoch.
+        best: test top-1 at the epoch with the best validation figure; n=0 without validation.
+        oracle: highest test top-1 of the runs without validation: selected on test.
+        difference: (baseline, figure) -> paired difference, baseline in ``twin`` (the same
+            with alignment=none) and ``vanilla``, figure in ``last`` and ``best``. None where
+            the method is its own baseline.
+        planned: seeds that a sweep intended and that have no usable run folder.
+        absent: seeds that other rows of the table have and nobody planned here.
+    """
+
+    method: Method
+    label: str
+    done: tuple[Run, ...]
+    failed: tuple[Run, ...]
+    unfinished: tuple[Run, ...]
+    planned: tuple[int, ...]
+    absent: tuple[int, ...]
+    last: Summary
+    best: Summary
+    oracle: Summary
+    agreement: Summary
+    ece: Summary
+    teacher_kl: Summary
+    difference: Mapping[tuple[str, str], Difference | None]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All runs of the method, in whatever state."""
+        return self.done + self.failed + self.unfinished
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that may be compared: one task, data set, recipe and teacher -> student pair."""
+
+    task: str
+    dataset: str
+    recipe: str
+    pair: str
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        """For example ``cifar100, recipe crd: resnet56 -> resnet20 (classification)``."""
+        return f"{self.dataset}, recipe {self.recipe}: {self.pair} ({self.task})"
+
+    @property
+    def slug(self) -> str:
+        """The title as part of a file name."""
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.dataset}-{self.recipe}-{self.pair}-{self.task}".lower())
+
+    @property
+    def finished(self) -> int:
+        """Number of runs with a result."""
+        return sum(len(row.done) for row in self.rows)
+
+
+def aggregate(study: Study) -> tuple[Table, ...]:
+    """Build the tables of a study, ordered by task, data set, recipe and pair."""
+    methods = {cell.method.group: cell.method for cell in study.cells}
+    methods |= {run.method.group: run.method for run in study.runs}
+    runs, planned = defaultdict(list), defaultdict(set)
+    for run in study.runs:
+        runs[run.method.group].append(run)
+    for cell in study.cells:
+        planned[cell.method.group].add(cell.seed)
+    tables = []
+    for (task, dataset, recipe, pair), members in sorted(_assign(methods.values()).items()):
+        groups = {method.group for method in members}
+        labels = distinct_labels(members, [run for group in groups for run in runs[group]])
+        seeds = {seed for group in groups for seed in planned[group]}
+        seeds |= {run.seed for group in groups for run in runs[group]}
+        rows = [
+            _row(method, labels[method.group], {g: runs[g] for g in groups}, planned[method.group], seeds)
+            for method in members
+        ]
+        tables.append(Table(task, dataset, recipe, pair, tuple(_ordered(rows))))
+    return tuple(tables)
+
+
+def _assign(methods: Iterable[Method]) -> dict[TableKey, list[Method]]:
+    """Give every method its table; plain training goes to every table of its student."""
+    tables: dict[TableKey, list[Method]] = defaultdict(list)
+    plain = []
+    for method in methods:
+        if method.is_vanilla:
+            plain.append(method)
+        else:
+            tables[_key(method)].append(method)
+    distilled = {key: tuple(members) for key, members in tables.items()}
+    for method in plain:
+        # The same student under the same recipe: a pair differs from its vanilla row by the method only.
+        same = {
+            key: members
+            for key, members in distilled.items()
+            if key[:3] == _key(method)[:3] and any(other.student == method.student for other in members)
+        }
+        asked = [key for key, members in same.items() if method.group in {m.vanilla_group for m in members}]
+        for key in asked or list(same) or [_key(method)]:
+            tables[key].append(method)
+    return tables
+
+
+def _key(method: Method) -> TableKey:
+    return method.task, method.dataset, method.recipe, method.pair
+
+
+def _row(
+    method: Method,
+    label: str,
+    runs: Mapping[str, list[Run]],
+    planned: set[int],
+    seeds: set[int],
+) -> Row:
+    own = sorted(runs[method.group], key=lambda run: run.seed)
+    done = [run for run in own if run.finished]
+    failed = [run for run in own if run.state == "failed"]
+    there = {run.seed for run in own}
+    return Row(
+        method=method,
+        label=label,
+        done=tuple(done),
+        failed=tuple(failed),
+        unfinished=tuple(run for run in own if run not in done and run not in failed),
+        planned=tuple(sorted(planned - there)),
+        absent=tuple(sorted(seeds - planned - there)),
+        last=summarise(_by_seed(done, last_top1)),
+        best=summarise(_by_seed(done, best_top1)),
+        oracle=summarise(_by_seed(done, oracle_top1)),
+        agreement=summarise(_by_seed(done, lambda run: run.last.get("test_agreement"))),
+        ece=summarise(_by_seed(done, lambda run: run.last.get("test_ece"))),
+        teacher_kl=summarise(_by_seed(done, lambda run: run.last.get("test_teacher_kl"))),
+        difference={
+            (name, figure): _difference(method.group, group, runs, reader)
+            for name, group in (("twin", method.twin_group), ("vanilla", method.vanilla_group))
+            for figure, reader in (("last", last_top1), ("best", best_top1))
+        },
+    )
+
+
+def last_top1(run: Run) -> float | None:
+    """Test top-1 after the last epoch, percent."""
+    return run.last.get("test_top1")
+
+
+def best_top1(run: Run) -> float | None:
+    """Test top-1 at the best validation epoch, percent; None without a validation share."""
+    return run.best.get("test_top1") if run.best is not None and run.selection == "validation" else None
+
+
+def oracle_top1(run: Run) -> float | None:
+    """Highest test top-1 of a run without validation, percent; None where `best` exists."""
+    return run.oracle if best_top1(run) is None else None
+
+
+def _difference(
+    group: str,
+    baseline: str | None,
+    runs: Mapping[str, list[Run]],
+    figure: Callable[[Run], float | None],
+) -> Difference | None:
+    if baseline is None or baseline == group:
+        return None
+    return paired_difference(_by_seed(runs[group], figure), _by_seed(runs.get(baseline, []), figure))
+
+
+def _by_seed(runs: Iterable[Run], figure: Callable[[Run], float | None]) -> dict[int, float]:
+    values = {run.seed: figure(run) for run in runs if run.finished}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def _ordered(rows: list[Row]) -> list[Row]:
+    """Plain training first, then by label, each aligned row right after its unaligned twin."""
+    groups = {row.method.group for row in rows}
+    aligned: dict[str, list[Row]] = defaultdict(list)
+    leading = []
+    for row in sorted(rows, key=lambda row: (not row.method.is_vanilla, natural_order(row.label))):
+        twin = row.method.twin_group
+        if twin in groups and twin is not None and twin != row.method.group:
+            aligned[twin].append(row)
+        else:
+            leading.append(row)
+    return [each for row in leading for each in (row, *aligned[row.method.group])]
+
+
+def natural_order(text: str) -> list[tuple[int, float, str]]:
+    """Sort key under which 2 comes before 10."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(0, float(part), "") if i % 2 else (1, 0.0, part) for i, part in enumerate(parts)]

@@ -1,0 +1,82 @@
+"""Published CIFAR-100 accuracies, printed below a table of the same recipe and pair.
+
+They are a line of their own and never a row: how many seeds they average and which epoch they
+report is mostly not stated, and several of them are reported not to reproduce.
+"""
+
+from __future__ import annotations
+
+REPDISTILLER = "RepDistiller README"
+MDISTILLER = "mdistiller README"
+TTM = "TTM README"
+LSKD = "logit-standardization-KD README"
+W2S = "vision_weak_to_strong README"
+
+_CRD_PAIRS = (
+    "resnet56 -> resnet20",
+    "resnet110 -> resnet32",
+    "resnet32x4 -> resnet8x4",
+    "wrn_40_2 -> wrn_16_2",
+    "wrn_40_2 -> wrn_40_1",
+    "vgg13 -> vgg8",
+)
+_CRD_ROWS = (
+    ("teacher", REPDISTILLER, (72.34, 74.31, 79.42, 75.61, 75.61, 74.64)),
+    ("student", REPDISTILLER, (69.06, 71.14, 72.50, 73.26, 71.98, 70.36)),
+    ("KD", REPDISTILLER, (70.66, 73.08, 73.33, 74.92, 73.54, 72.98)),
+    ("CRD", REPDISTILLER, (71.16, 73.48, 75.51, 75.48, 74.14, 73.94)),
+    ("DKD", MDISTILLER, (71.97, 74.11, 76.32, 76.23, 74.81, 74.68)),
+    ("DIST", TTM, (71.75, 73.69, 76.31, 75.51, 74.73, 73.89)),
+    ("CTKD", "CTKD README", (71.19, 73.52, 73.39, 75.45, 73.93, 73.52)),
+    ("WTTM", TTM, (71.92, 74.13, 76.06, 76.37, 74.58, 74.44)),
+    ("KD+LSKD", LSKD, (71.43, 74.17, 76.62, 76.11, 74.37, 74.36)),
+    ("DKD+LSKD", LSKD, (72.32, 74.29, 77.01, 76.39, 74.89, 74.81)),
+)
+_MIXED_PAIRS = (
+    "resnet32x4 -> shufflenetv1",
+    "wrn_40_2 -> shufflenetv1",
+    "vgg13 -> mobilenetv2",
+    "resnet50 -> mobilenetv2",
+    "resnet32x4 -> shufflenetv2",
+)
+_MIXED_ROWS = (
+    ("KD", REPDISTILLER, (74.07, 74.83, 67.37, 67.35, 74.45)),
+    ("CRD", REPDISTILLER, (75.11, 76.05, 69.73, 69.11, 75.65)),
+    ("DKD", MDISTILLER, (76.45, 76.70, 69.71, 70.35, 77.07)),
+    ("DIST", TTM, (76.34, 76.40, 68.50, 68.66, 77.35)),
+)
+_W2S_METHODS = ("KD", "AugConf", "AdaptConf")
+_W2S = {
+    ("w2s", "resnet20 -> resnet56"): (73.81, 73.86, 74.17),
+    ("w2s_v1", "vgg8 -> vgg13"): (76.41, 76.55, 76.84),
+}
+
+
+def published_line(dataset: str, recipe: str, pair: str) -> str | None:
+    """Write the published figures of a comparison with their sources, or None without any.
+
+    Args:
+        dataset: data set name; all figures are CIFAR-100 top-1 in percent.
+        recipe: recipe name.
+        pair: ``teacher -> student``. The zoo's ``cifar_resnet50`` is the papers' ResNet50.
+    """
+    if dataset != "cifar100":
+        return None
+    pair = pair.replace("cifar_resnet50", "resnet50")
+    figures: list[tuple[str, str, float]] = []
+    if recipe == "crd":
+        for pairs, rows in ((_CRD_PAIRS, _CRD_ROWS), (_MIXED_PAIRS, _MIXED_ROWS)):
+            if pair in pairs:
+                figures = [(method, source, values[pairs.index(pair)]) for method, source, values in rows]
+    elif (recipe, pair) in _W2S:
+        figures = [(m, W2S, value) for m, value in zip(_W2S_METHODS, _W2S[recipe, pair], strict=True)]
+    if not figures:
+        return None
+    by_source: dict[str, list[str]] = {}
+    for method, source, value in figures:
+        by_source.setdefault(source, []).append(f"{method} {value:.2f}")
+    listed = "; ".join(f"{', '.join(values)} ({source})" for source, values in by_source.items())
+    return (
+        f"Published for this recipe and pair, not run here: {listed}. Number of seeds and choice of the "
+        f"epoch are the sources' own; several are reported not to reproduce."
+    )

@@ -1,0 +1,66 @@
+"""The task: the unit of meaning that the trainer drives without knowing what it is about."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from gda.distillers.term import Progress
+
+BatchT = TypeVar("BatchT")
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one training step yields.
+
+    Attributes:
+        loss: The weighted sum that is minimised, a scalar with gradient.
+        terms: Unweighted terms by name, scalars without gradient.
+        images: Number of images in the step.
+        tensors: Small tensors of the batch that explain a failure, such as the logits.
+    """
+
+    loss: Tensor
+    terms: Mapping[str, Tensor]
+    images: int
+    tensors: Mapping[str, Tensor]
+
+    def detached(self) -> "StepOutput":
+        """Returns the same without the autograd graph."""
+        return replace(self, loss=self.loss.detach())
+
+
+class Task(Protocol, Generic[BatchT]):
+    """What the trainer needs to know of a task.
+
+    Attributes:
+        student: The model that is trained, averaged and reported.
+        modules: Everything that is trained, the student first; saved in the checkpoint.
+        steps: Training steps in an epoch.
+    """
+
+    student: nn.Module
+    modules: Mapping[str, nn.Module]
+    steps: int
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[BatchT]:
+        """Yields the training batches of ``epoch``; the same ones whenever it is asked."""
+        ...
+
+    def training_step(self, batch: BatchT, progress: Progress) -> StepOutput:
+        """Returns the loss of one batch; does not touch the optimiser."""
+        ...
+
+    def evaluate(self, student: nn.Module) -> dict[str, float]:
+        """Returns the metrics of ``student`` on held-out and test data, e.g. ``test_top1``."""
+        ...
+
+    def evaluate_teacher(self) -> dict[str, float]:
+        """Returns the teacher's metrics, ``teacher_test_top1`` and so on; empty without a teacher."""
+        ...
+
+
+ModuleStates = dict[str, dict[str, Any]]
+"""State dictionaries of a task's modules, by name."""

@@ -1,0 +1,1 @@
+"""What is remembered: the run folder (the truth) and its mirror in MLflow."""

@@ -1,0 +1,138 @@
+"""The run folder: the truth about one run, readable without any of the code that made it.
+
+========================  ============================================================
+``config.yaml``           the resolved config
+``run.json``              ids, identity, provenance
+``metrics.jsonl``         one line an epoch; deterministic, no timings
+``timing.jsonl``          seconds and throughput of each epoch
+``status.json``           running, done, failed or interrupted; the result when done
+``last.pt``, ``best.pt``  checkpoints (:mod:`gda.training.checkpoint`)
+``run.log``               what was said, with tracebacks
+========================  ============================================================
+"""
+
+import datetime
+import json
+import logging
+import secrets
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gda.tracking.atomic import append_line, read_json_lines, write_json_atomic, write_text_atomic
+
+Row = dict[str, Any]
+
+
+class RunFolder:
+    """Reads and writes one run folder.
+
+    Args:
+        path: The folder, ``RUNS/STUDY/NAME-GROUP/seedK``; made when the run begins.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def status(self) -> Row:
+        """Returns ``status.json``, empty when the run never began."""
+        try:
+            loaded = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return loaded if isinstance(loaded, dict) else {}
+
+    def is_done(self) -> bool:
+        """Says whether the run has finished."""
+        return self.status().get("state") == "done"
+
+    def begin(self, config: Mapping[str, Any], description: Mapping[str, Any], epochs: int) -> None:
+        """Writes down what the run is, and that it is running.
+
+        Args:
+            config: The resolved config.
+            description: Identity and provenance, for ``run.json``.
+            epochs: Length of training.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        attempt = int(self.status().get("attempt", 0)) + 1
+        write_text_atomic(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        try:
+            known = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = {}
+        write_json_atomic(
+            self.path / "run.json",
+            {
+                "format": 1,
+                "id": known.get("id") or secrets.token_hex(8),
+                "created": known.get("created") or _now(),
+                **description,
+            },
+        )
+        self._write_status(state="running", epoch=0, epochs=epochs, attempt=attempt)
+
+    def history(self) -> list[Row]:
+        """Returns the whole lines of ``metrics.jsonl``."""
+        return read_json_lines(self.path / "metrics.jsonl")
+
+    def restore_history(self, rows: Sequence[Row]) -> None:
+        """Makes ``metrics.jsonl`` agree with the checkpoint that a run continues from.
+
+        A kill may fall between a checkpoint and its line, or tear the line; the checkpoint holds
+        every line, so the journal is written anew from it.
+        """
+        lines = [json.dumps(row) for row in rows]
+        write_text_atomic(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def append(self, row: Row, timing: Row) -> None:
+        """Adds one epoch to the journals, after its checkpoint, and moves the status on."""
+        append_line(self.path / "metrics.jsonl", row)
+        append_line(self.path / "timing.jsonl", timing)
+        status = self.status()
+        status["epoch"] = row["epoch"]
+        self._write_status(**status)
+
+    def finish(self, result: Row) -> None:
+        """Marks the run done."""
+        self._close("done", result=result)
+
+    def fail(self, error: BaseException) -> None:
+        """Marks the run failed, with the first line of its error; the log gets the traceback."""
+        text = "".join(traceback.format_exception(error))
+        logging.getLogger("gda").debug("the run failed:\n%s", text)
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        self._close("failed", error=f"{type(error).__name__}: {first}")
+
+    def interrupt(self) -> None:
+        """Marks the run interrupted; the same command continues it."""
+        self._close("interrupted")
+
+    @contextmanager
+    def logged(self) -> Iterator[None]:
+        """Copies everything the ``gda`` loggers say into ``run.log``, within the block."""
+        handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setLevel(logging.DEBUG)
+        logger = logging.getLogger("gda")
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+
+    def _close(self, state: str, **more: Any) -> None:
+        self._write_status(**{**self.status(), "state": state, **more})
+
+    def _write_status(self, **status: Any) -> None:
+        record = {"error": None, "result": None, **status, "updated": _now()}
+        write_json_atomic(self.path / "status.json", record)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

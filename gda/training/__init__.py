@@ -1,0 +1,1 @@
+"""How a run goes: the loop, schedules, precision, averaging and checkpoints."""

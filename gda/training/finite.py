@@ -1,0 +1,79 @@
+"""Stops a run whose loss is no longer a number, and says which term, where, and on what batch."""
+
+from collections import deque
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gda.errors import UserError
+from gda.tasks.task import StepOutput
+
+
+class NonFiniteLoss(UserError):
+    """A loss became NaN or infinite."""
+
+
+class FiniteGuard:
+    """Looks at the losses every few steps, remembering the steps in between.
+
+    A look makes a GPU wait for its queue, hence not every step. What is remembered is small: the
+    scalars and the logits.
+
+    Args:
+        every: Steps between two looks.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self._waiting: deque[tuple[int, int, StepOutput]] = deque()
+
+    def record(self, epoch: int, step: int, output: StepOutput) -> None:
+        """Remembers a step, and looks when it is time.
+
+        Raises:
+            NonFiniteLoss: A loss of one of the remembered steps is not finite.
+        """
+        self._waiting.append((epoch, step, output.detached()))
+        if len(self._waiting) >= self.every:
+            self.look()
+
+    def look(self) -> None:
+        """Checks all remembered steps; called before a checkpoint, so that none holds bad weights."""
+        if not self._waiting:
+            return
+        losses = torch.stack([output.loss.float() for _, _, output in self._waiting])
+        if not bool(torch.isfinite(losses).all()):
+            for epoch, step, output in self._waiting:
+                if not bool(torch.isfinite(output.loss)):
+                    raise NonFiniteLoss(_describe(epoch, step, output))
+        self._waiting.clear()
+
+
+def _describe(epoch: int, step: int, output: StepOutput) -> str:
+    bad = [name for name, value in output.terms.items() if not bool(torch.isfinite(value))]
+    which = f"term {' and '.join(repr(name) for name in bad)}" if bad else "weighted sum of finite terms"
+    return (
+        f"The loss is not finite: {which} in epoch {epoch + 1}, step {step + 1}. "
+        f"Terms: {_scalars(output.terms)}. Batch: {_statistics(output.tensors)}. "
+        "The last good checkpoint is kept. A lower recipe.lr, recipe.gradient_clip=1 or a smaller weight "
+        "of that term usually helps; if the student's logits are already NaN, the step before was too long."
+    )
+
+
+def _scalars(values: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+
+
+def _statistics(tensors: Mapping[str, Tensor]) -> str:
+    parts = []
+    for name, tensor in tensors.items():
+        values = tensor.float()
+        finite = values[torch.isfinite(values)]
+        bad = values.numel() - finite.numel()
+        if finite.numel():
+            text = f"min {finite.min():.4g}, max {finite.max():.4g}, mean {finite.mean():.4g}"
+        else:
+            text = "no finite value"
+        parts.append(f"{name} {text}" + (f", {bad} of {values.numel()} not finite" if bad else ""))
+    return "; ".join(parts)

@@ -1,0 +1,43 @@
+"""Mixed precision: autocast of the forward passes, and loss scaling where float16 needs it."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Precision:
+    """Autocast and gradient scaling of one run.
+
+    Args:
+        name: ``float32``, ``bfloat16`` or ``float16``.
+        device: Where the forward passes run.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.dtype = _TYPES.get(name)
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Returns the context of the forward passes."""
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+
+    def step(
+        self,
+        loss: Tensor,
+        optimizer: torch.optim.Optimizer,
+        parameters: list[nn.Parameter],
+        clip: float | None,
+    ) -> None:
+        """Backward pass, optional clipping of the global gradient norm, optimiser step."""
+        optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if clip is not None:
+            self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(parameters, clip)
+        self.scaler.step(optimizer)
+        self.scaler.update()

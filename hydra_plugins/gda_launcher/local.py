@@ -1,0 +1,54 @@
+"""``hydra/launcher=gda_local``: the cells of a sweep, here, one after the other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+
+class LocalLauncher(Launcher):
+    """Checks the whole grid, writes down what it intends, then runs cell after cell."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keeps what Hydra hands over (see :class:`hydra.plugins.launcher.Launcher`)."""
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs every cell; a failed cell does not stop the others.
+
+        Args:
+            job_overrides: The overrides of each cell.
+            initial_job_idx: Number of the first cell.
+
+        Raises:
+            SystemExit: A cell failed, or the grid has faults, or Ctrl-C was pressed.
+        """
+        from gda.cluster.grid import Cell, run_grid
+
+        cells = []
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            with open_dict(config):
+                config.hydra.job.id = f"cell_{number}"
+                config.hydra.job.num = number
+                hydra_config = config.hydra
+                OmegaConf.resolve(hydra_config.sweep)
+                del config["hydra"]
+            cells.append(Cell(number, tuple(overrides), config))
+        return run_grid(cells, self.task_function, self.config.hydra.sweep.dir)
+
+
+@dataclass
+class LocalLauncherConf:
+    """Hydra's config of the launcher."""
+
+    _target_: str = "hydra_plugins.gda_launcher.local.LocalLauncher"
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="gda_local", node=LocalLauncherConf, provider="gda")
