@@ -26,7 +26,6 @@ from gda.errors import RunInterrupted, UserError
 from gda.models.checkpoints import load_checkpoint
 from gda.seeding import seeded
 from gda.tasks.task import Task
-from gda.tracking.lock import FolderLock
 from gda.tracking.mlflow_mirror import MLflowMirror
 from gda.tracking.mlflow_store import default_uri
 from gda.tracking.provenance import collect_provenance
@@ -105,14 +104,9 @@ def finish(config: Config, wait: bool = False) -> FinishedRun:
         logger.info("%s: finished before, %s", title, folder.path)
         return FinishedRun(folder.path, identity, folder.status()["result"], was_done=True)
     weights = _teacher_weights(config)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    lock = FolderLock(folder.path)
-    lock.acquire(wait=wait, on_wait=logger.info)
-    try:
+    with folder.owned(wait=wait, on_wait=logger.info):
         if not folder.is_done():  # another process may have finished it while this one waited
             _train(config, identity, folder, weights, title)
-    finally:
-        lock.release()
     return FinishedRun(folder.path, identity, folder.status()["result"], was_done=False)
 
 
@@ -236,8 +230,9 @@ def _distiller(config: Config) -> Distiller:
 
 
 def _on(device: torch.device, model: nn.Module, settings: TrainerSettings) -> nn.Module:
-    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-    model = model.to(device=device, memory_format=memory_format)
+    model = model.to(device)
+    if settings.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     if settings.compile:
         model.compile()
     return model

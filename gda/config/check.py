@@ -19,6 +19,7 @@ from gda.distillers.schedule import Weight
 from gda.distillers.term import Term
 from gda.errors import UserError
 from gda.models.checkpoints import mismatches, read_state_dict
+from gda.tracking.mlflow_store import absolute_uri
 
 # What the code adds at the call of each target; configs must not set these.
 _TASK_ARGUMENTS = (
@@ -76,14 +77,18 @@ def check(config: Mapping[str, Any]) -> list[Fault]:
             faults += _check_models(config, facts.classes, broken)
     if "trainer" not in broken:
         faults += _check_device(config["trainer"])
+    if "tracking" not in broken:
+        faults += _check_tracking(config["tracking"])
     return faults + _check_runs_folder(config["runs"])
 
 
 def _broken_interpolations(node: Any, path: str) -> Iterator[Fault]:
+    """Finds values that lead nowhere, by their dotted path."""
     if not isinstance(node, DictConfig) or node._is_missing() or node._is_none():
         return
-    for key in node:
-        where = f"{path}.{key}" if path else str(key)
+    for name in node:
+        key = str(name)
+        where = f"{path}.{key}" if path else key
         try:
             child = node._get_node(key) if OmegaConf.is_missing(node, key) else node[key]
         except OmegaConfBaseException as error:
@@ -175,7 +180,7 @@ def _check_batches(config: Mapping[str, Any], facts: DatasetFacts) -> list[Fault
         faults.append(
             Fault(
                 "recipe.batch_size",
-                "a batch of one image has no batch statistics: batch norm and the alignment need at least two",
+                "a batch of one image has no batch statistics: batch norm and alignment need two",
                 "recipe.batch_size=64",
             )
         )
@@ -334,6 +339,16 @@ def _check_device(trainer: Mapping[str, Any]) -> list[Fault]:
         not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
     ):
         return [Fault("trainer.device", f"this machine has no {name}", "trainer.device=auto")]
+    return []
+
+
+def _check_tracking(tracking: Mapping[str, Any]) -> list[Fault]:
+    if not tracking["enabled"] or tracking["uri"] is None:
+        return []
+    try:
+        absolute_uri(tracking["uri"])
+    except UserError as error:
+        return [Fault("tracking.uri", str(error), "tracking.uri=null, for a database beside the runs")]
     return []
 
 

@@ -201,4 +201,5 @@ def _show(value: Any) -> str:
 def _default_fix(where: str, default: Any) -> str:
     if default is inspect.Parameter.empty or not isinstance(default, bool | int | float | str | None):
         return ""
-    return f"{where}={'null' if default is None else str(default).lower() if isinstance(default, bool) else default}"
+    spelled = str(default).lower() if isinstance(default, bool) else "null" if default is None else default
+    return f"{where}={spelled}"

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from gda.data.dataset import ImageSplit
-from gda.data.transforms import Pipeline, Transform
+from gda.data.pipeline import Pipeline
+from gda.data.transforms import Transform
 from gda.errors import UserError
 from gda.seeding import generator
 
@@ -101,6 +102,22 @@ class TensorLoader:
             images = self._fetch(self.images, indices)
             images = self.pipeline(images, draws).contiguous(memory_format=self.memory_format)
             yield Batch(images, self._fetch(self.targets, indices), indices.to(self.device))
+
+    def view(self, indices: Tensor, name: str, epoch: int, step: int) -> Tensor:
+        """Augments images once more, with random draws of their own.
+
+        Args:
+            indices: Positions in the split, ``(batch,)``, as in :class:`Batch`.
+            name: Name of the view; each has its own random stream.
+            epoch: The epoch.
+            step: The step within it.
+
+        Returns:
+            Images like :attr:`Batch.images`.
+        """
+        draws = generator(self.seed, "view", name, epoch, step)
+        images = self._fetch(self.images, indices.to(self.images.device))
+        return self.pipeline(images, draws).contiguous(memory_format=self.memory_format)
 
     def _order(self, epoch: int) -> Tensor:
         """Returns the positions of all images in the epoch's order, where the images lie."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gda.distillers.ground_truth import Labels, TeacherTargets
 from gda.distillers.logits import at_least_float32
 from gda.distillers.schedule import Weight
 from gda.distillers.term import DataFacts, ModelOutput, Term, TermInputs
@@ -51,7 +52,7 @@ class Distiller(nn.Module):
 
     def __init__(
         self,
-        ground_truth: nn.Module,
+        ground_truth: Labels | TeacherTargets,
         ground_truth_weight: float | Mapping[str, Any] | Weight = 1.0,
         terms: Mapping[str, tuple[Term, float | Mapping[str, Any] | Weight]] | None = None,
     ) -> None:
@@ -76,7 +77,21 @@ class Distiller(nn.Module):
     def needs_teacher(self) -> bool:
         """Whether training needs a teacher's outputs, for targets or for a term."""
         # Targets are made also when the supervised weight is 0: terms may read them.
-        return bool(self.ground_truth.needs_teacher) or any(term.needs_teacher for term in self._active())
+        return self.is_label_free or any(term.needs_teacher for term in self._active())
+
+    @property
+    def is_label_free(self) -> bool:
+        """Whether the targets come from the teacher, so that no term sees labels."""
+        return bool(self.ground_truth.needs_teacher)
+
+    def targets(self, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
+        """Returns what all terms see as targets (see :mod:`gda.distillers.ground_truth`).
+
+        Args:
+            labels: Class ids ``(batch,)`` or class probabilities ``(batch, classes)``.
+            teacher_logits: ``(batch, classes)``, where there is a teacher.
+        """
+        return self.ground_truth.targets(labels, teacher_logits)
 
     @property
     def needs_views(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gda.distillers.logits import logit_pair
+from gda.distillers.logits import below_maximum, logit_pair
 from gda.distillers.term import Term, TermInputs
 from gda.ranges import NonNegative, Positive
 
@@ -61,8 +61,9 @@ def dkd_parts(student: Tensor, teacher: Tensor, target: Tensor, temperature: flo
     if target.dim() == 2:
         target = target.argmax(dim=1)
 
-    student_target, student_others = _split(student / temperature, target)
-    teacher_target, teacher_others = _split(teacher / temperature, target)
+    # The maximum goes before the division, which would round the digits that matter away.
+    student_target, student_others = _split(below_maximum(student) / temperature, target)
+    teacher_target, teacher_others = _split(below_maximum(teacher) / temperature, target)
 
     # Log-odds of the target class against all others together.
     student_odds = student_target - student_others.logsumexp(dim=1)

@@ -14,7 +14,7 @@ from typing import Annotated
 from torch import Tensor
 from torch.nn import functional as F
 
-from gda.distillers.logits import logit_pair
+from gda.distillers.logits import below_maximum, logit_pair
 from gda.distillers.term import Term, TermInputs
 from gda.ranges import Positive
 
@@ -34,8 +34,9 @@ def kd_per_sample(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
         ValueError: The shapes differ.
     """
     student, teacher = logit_pair(student, teacher)
-    log_p = F.log_softmax(student / temperature, dim=1)
-    log_q = F.log_softmax(teacher / temperature, dim=1)
+    # The maximum goes before the division, which would round the digits that matter away.
+    log_p = F.log_softmax(below_maximum(student) / temperature, dim=1)
+    log_q = F.log_softmax(below_maximum(teacher) / temperature, dim=1)
     # log_target: a teacher probability that underflows to 0 contributes 0, never 0 * log 0.
     divergence = F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
     return divergence * temperature**2

@@ -4,7 +4,6 @@ A family is a module with a ``MODELS`` table (name -> builder). A new family is 
 in ``FAMILIES``. Families and timm are imported when a name is first looked up, not before.
 """
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from gda.errors import UserError
+from gda.suggestions import near
 
 Builder = Callable[..., nn.Module]
 """Called with ``num_classes=`` and the model's own options."""
@@ -68,7 +68,7 @@ def find_builder(name: str) -> Builder:
         return _timm_builder(name)
     if name in _zoo():
         return _zoo()[name]
-    nearest = difflib.get_close_matches(name, list_models(), n=3)
+    nearest = near(name, list_models())
     raise UserError(
         f"there is no model {name!r}. {_did_you_mean(nearest)}The zoo has: {', '.join(list_models())}; "
         f"and any timm model as {TIMM}<name>, e.g. {TIMM}resnet18.a1_in1k."
@@ -94,7 +94,7 @@ def _timm_builder(name: str) -> Builder:
     timm_name = name.removeprefix(TIMM)
     architecture, _, tag = timm_name.partition(".")
     if not timm.is_model(architecture):
-        nearest = difflib.get_close_matches(architecture, timm.list_models(), n=5)
+        nearest = near(architecture, timm.list_models(), 5)
     elif tag and timm_name not in timm.list_pretrained(architecture):
         nearest = timm.list_pretrained(architecture)
     else:
@@ -120,7 +120,7 @@ def _check_options(name: str, builder: Builder, options: dict[str, Any]) -> None
     known = [each for each in parameters if each != "num_classes"]
     unknown = [each for each in options if each not in known]
     if unknown:
-        nearest = [match for each in unknown for match in difflib.get_close_matches(each, known, n=1)]
+        nearest = [match for each in unknown for match in near(each, known, 1)]
         takes = f"It takes: {', '.join(known)}." if known else "It takes none."
         raise UserError(f"model {name!r} has no option {', '.join(unknown)}. {_did_you_mean(nearest)}{takes}")
 

@@ -80,8 +80,7 @@ class ClassificationTask:
             teacher.eval().requires_grad_(False)
         self._student_taps = FeatureTaps(student, distiller.student_features)
         self._teacher_taps = None if teacher is None else FeatureTaps(teacher, distiller.teacher_features)
-        label_free = bool(distiller.ground_truth.needs_teacher)
-        labels = None if label_free else dataset.train.targets
+        labels = None if distiller.is_label_free else dataset.train.targets
         distiller.setup(DataFacts(len(dataset.classes), len(dataset.train), labels))
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -93,9 +92,7 @@ class ClassificationTask:
         teacher = self.ask_teacher(batch.images)
         with self._student_taps as taps:
             student = ModelOutput(self.student(batch.images), taps.features)
-        targets = self.distiller.ground_truth.targets(
-            batch.targets, None if teacher is None else teacher.logits
-        )
+        targets = self.distiller.targets(batch.targets, None if teacher is None else teacher.logits)
         loss, terms = self.distiller(
             TermInputs(
                 images=batch.images,
@@ -105,6 +102,7 @@ class ClassificationTask:
                 teacher=teacher,
                 progress=progress,
                 generator=generator(self.seed, "terms", progress.epoch, progress.step),
+                views=self._views(batch, progress),
             )
         )
         # Means of images, not images: the guard keeps these for several steps.
@@ -112,6 +110,13 @@ class ClassificationTask:
         if teacher is not None:
             tensors["teacher logits"] = teacher.logits
         return StepOutput(loss, terms, len(batch.indices), tensors)
+
+    def _views(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Augments the same images once more for each view that a term asks for."""
+        return {
+            name: self.train_loader.view(batch.indices, name, progress.epoch, progress.step)
+            for name in self.distiller.needs_views
+        }
 
     def ask_teacher(self, images: Tensor) -> ModelOutput | None:
         """Returns the teacher's outputs, or nothing where the loss does not read them."""

@@ -260,6 +260,11 @@ class FolderLock:
                     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                         file.write(json.dumps(me) + "\n")
                 return True
+        except GuardBusy as error:
+            raise FolderLocked(
+                f"{self.folder} cannot be locked: another process has been busy doing so for a minute, "
+                f"probably because it was stopped. Continue or end it ({error})."
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -90,6 +90,7 @@ class _Ledger:
 
     uri: str
     key: str
+    experiment: str
     experiment_id: str = ""
     run_id: str = ""
     rows: int = 0
@@ -103,11 +104,14 @@ class _Ledger:
     state: str = ""
 
     @classmethod
-    def read(cls, folder: Path, uri: str, key: str) -> "_Ledger":
-        """Read the folder's ledger; a fresh one if it speaks of another store or another run."""
+    def read(cls, folder: Path, uri: str, key: str, experiment: str | None, study: str) -> "_Ledger":
+        """Read the folder's ledger; a fresh one if it speaks of another store or another run.
+
+        Whoever ships without naming an experiment follows the one who did.
+        """
         content = _read_json(folder / LEDGER_NAME) or {}
         if content.get("uri") != uri or content.get("key") != key:
-            return cls(uri, key)
+            return cls(uri, key, experiment or content.get("experiment") or study)
         return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
 
     def write(self, folder: Path) -> None:
@@ -124,7 +128,8 @@ def ship(folder: Path, uri: str, experiment: str | None = None, verify: bool = F
     Args:
         folder: The run folder, ``RUNS/STUDY/<name>-<hash>/seed<k>``.
         uri: The tracking URI.
-        experiment: The MLflow experiment; the study by default.
+        experiment: The MLflow experiment; by default the one that the run was shipped to before, else
+            the study.
         verify: Ask MLflow for the run even if the ledger says that it has everything.
 
     Returns:
@@ -216,12 +221,12 @@ class MLflowMirror:
                 self._wake.wait()
             closing = self._closing.is_set()  # asked before shipping: the journals are complete then
             self._wake.clear()
-            failed_before = self._failing
+            patient = self._shipped or self.uri.startswith("sqlite:")
             pause = 0.0 if self._attempt() else min(_LONGEST_PAUSE, max(_FIRST_PAUSE, 2 * pause))
             if closing:
-                # A store that worked until now deserves patience: many runs that end together
-                # make a SQLite database busy. One that was dead before does not.
-                while not self._shipped and not failed_before and time.monotonic() + 1 < self._deadline:
+                # A store that has worked deserves patience, and so does a database, which is busy
+                # when many runs end together. A server that never answered does not.
+                while patient and not self._shipped and time.monotonic() + 1 < self._deadline:
                     time.sleep(1)
                     self._attempt()
                 return
@@ -262,7 +267,8 @@ def _ship_guarded(folder: Path, uri: str, experiment: str | None, verify: bool) 
     metrics = _by_epoch(read_json_lines(folder / "metrics.jsonl"))
     timing = _by_epoch(read_json_lines(folder / "timing.jsonl"))
 
-    ledger = _Ledger.read(folder, uri, _run_key(folder, run_facts))
+    study = str(run_facts.get("study") or folder.parents[1].name)
+    ledger = _Ledger.read(folder, uri, _run_key(folder, run_facts), experiment, study)
     changed = False
     if not verify and ledger.run_id and not _pending(folder, ledger, metrics, timing, status, finished):
         return Shipment(ledger.run_id, 0, changed=False)
@@ -272,9 +278,9 @@ def _ship_guarded(folder: Path, uri: str, experiment: str | None, verify: bool) 
     client = open_client(uri)
     run = _known_run(client, ledger)
     if run is None:
-        ledger = _Ledger(uri, ledger.key)  # what was sent to a run that is gone counts no more
-        name = experiment or str(run_facts.get("study") or folder.parents[1].name)
-        ledger.experiment_id = _experiment_id(client, uri, name)
+        # What was sent to a run that is gone counts no more.
+        ledger = _Ledger(uri, ledger.key, ledger.experiment)
+        ledger.experiment_id = _experiment_id(client, uri, ledger.experiment)
         run, made = _find_or_create_run(client, ledger, run_facts, folder)
         ledger.run_id = run.info.run_id
         ledger.in_flight = not made

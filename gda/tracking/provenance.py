@@ -27,7 +27,6 @@ SLURM_VARIABLES = (
 _MAX_UNTRACKED = 50
 # What a person's git configuration could change in the texts that are parsed or hashed here.
 _GIT_OPTIONS = (
-    "status.relativePaths=false",
     "status.showUntrackedFiles=normal",
     "diff.relative=false",
     "diff.noprefix=false",
@@ -74,19 +73,19 @@ def working_diff() -> str:
 def _git_state() -> dict[str, Any] | None:
     if not _in_checkout():
         return None
-    status = _git("status", "--porcelain=v2", "--branch")
+    status = _git("status", "--porcelain=v2", "--branch", "-z")  # -z: paths from the root
     if status is None:
         return None
     headers: dict[str, str] = {}
     changed = False
     untracked: list[str] = []
-    for line in status.splitlines():
+    for line in status.split("\0"):
         if line.startswith("# "):
             key, _, value = line[2:].partition(" ")
             headers[key] = value
         elif line.startswith("? "):
-            untracked.append(line[2:])
-        else:
+            untracked.append(line[2:].encode("utf-8", "backslashreplace").decode("utf-8"))
+        elif line:
             changed = True
     commit = headers.get("branch.oid")
     branch = headers.get("branch.head")

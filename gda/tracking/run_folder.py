@@ -16,14 +16,16 @@ import json
 import logging
 import secrets
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from gda.errors import UserError
 from gda.tracking.atomic import append_line, read_json_lines, write_json_atomic, write_text_atomic
+from gda.tracking.lock import FolderLock
 
 Row = dict[str, Any]
 
@@ -37,6 +39,38 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: FolderLock | None = None
+
+    @contextmanager
+    def owned(self, wait: bool = False, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Holds the folder's lock within the block (see :class:`gda.tracking.lock.FolderLock`).
+
+        Args:
+            wait: Whether to wait for another process.
+            on_wait: Told why it waits.
+
+        Raises:
+            FolderLocked: Another process works here, and ``wait`` is false.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with FolderLock(self.path).acquire(wait=wait, on_wait=on_wait) as lock:
+            self._lock = lock
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def require_ownership(self) -> None:
+        """Stops a process whose lock was taken over because it had seemed dead.
+
+        Raises:
+            UserError: Another process works in this folder now.
+        """
+        if self._lock is not None and self._lock.lost:
+            raise UserError(
+                f"The lock of {self.path} was taken over by another process, because this one did not "
+                "beat for too long (suspended, or its file system stalled). This one stops."
+            )
 
     def status(self) -> Row:
         """Returns ``status.json``, empty when the run never began."""
@@ -86,8 +120,11 @@ class RunFolder:
         A kill may fall between a checkpoint and its line, or tear the line; the checkpoint holds
         every line, so the journal is written anew from it.
         """
-        lines = [json.dumps(row) for row in rows]
-        write_text_atomic(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
+        fresh = self.path / "metrics.jsonl.new"
+        fresh.unlink(missing_ok=True)
+        for row in rows:
+            append_line(fresh, row)
+        fresh.replace(self.path / "metrics.jsonl")
 
     def append(self, row: Row, timing: Row) -> None:
         """Adds one epoch to the journals, after its checkpoint, and moves the status on."""
@@ -127,7 +164,12 @@ class RunFolder:
             handler.close()
 
     def _close(self, state: str, **more: Any) -> None:
-        self._write_status(**{**self.status(), "state": state, **more})
+        try:
+            self._write_status(**{**self.status(), "state": state, **more})
+        except OSError as error:  # a full disk must not hide the failure that it caused
+            if state == "done":
+                raise
+            logging.getLogger("gda").error("%s could not be marked %s: %s", self.path, state, error)
 
     def _write_status(self, **status: Any) -> None:
         record = {"error": None, "result": None, **status, "updated": _now()}

@@ -36,7 +36,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     try:
-        write_bytes_atomic(path, buffer.getbuffer())
+        write_bytes_atomic(path, buffer.getvalue())
     except OSError as error:
         raise CheckpointError(
             f"The checkpoint {path} could not be written ({error.strerror or error}). The last good one is "
@@ -81,7 +81,7 @@ def load_last(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
         The state, or null to start from the beginning; and what to tell the user about damaged files.
         A damaged file is set aside as ``*.damaged``, never deleted.
     """
-    notes = []
+    notes: list[str] = []
     for name in (LAST, PREVIOUS):
         path = folder / name
         if not path.exists():

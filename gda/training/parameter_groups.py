@@ -22,7 +22,7 @@ def parameter_groups(modules: Iterable[nn.Module], decay_norm_and_bias: bool) ->
     ]
     if decay_norm_and_bias:
         return [{"params": parameters}]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
         {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
     ]

@@ -139,6 +139,7 @@ class Trainer:
         return row
 
     def _save(self, row: Row) -> None:
+        self.run.require_ownership()
         if is_better(row, self.best):
             self.best = row
             best = {

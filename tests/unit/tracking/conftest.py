@@ -15,8 +15,9 @@ REPOSITORY = Path(__file__).parents[3]
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build MLflow's tables once a session: it takes seconds."""
+    """Build MLflow's tables once a session, in a file that exists already: it takes seconds."""
     root = tmp_path_factory.mktemp("mlflow")
+    (root / "mlflow.db").touch()
     prepare_store(default_uri(root))
     return root / "mlflow.db"
 

@@ -1,5 +1,4 @@
 import json
-import os
 import stat
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def test_a_new_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path)
     write_text_atomic(path, "old")
     write_text_atomic(path, "nü")
     assert path.read_text(encoding="utf-8") == "nü"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_the_mode_follows_the_umask(tmp_path: Path) -> None:
@@ -61,7 +60,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, python) -> None:
     output, errors = process.communicate(timeout=60)
     assert output.split() == ["27", "27"], errors
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == [path.name]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_lines_are_appended_and_read(tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-import os
 import sqlite3
 from pathlib import Path
 
@@ -58,18 +57,17 @@ def test_four_processes_make_one_store_together(tmp_path: Path, python) -> None:
         assert not errors
         imported.append(output.strip())
     assert sorted(imported) == ["False", "False", "False", "True"]  # one built it, and only one
-    assert sorted(os.listdir(tmp_path / "deep" / "runs")) == ["mlflow.db", "mlflow.db.lock"]
+    files = {file.name: file for file in (tmp_path / "deep" / "runs").iterdir()}
+    assert set(files) == {"mlflow.db", "mlflow.db.lock"}
     client = open_client(uri)
     assert [experiment.name for experiment in client.search_experiments()] == ["Default"]
-    before = Path(tmp_path / "deep" / "runs" / "mlflow.db").stat().st_mtime_ns
+    before = files["mlflow.db"].stat().st_mtime_ns
     prepare_store(uri)
-    assert Path(tmp_path / "deep" / "runs" / "mlflow.db").stat().st_mtime_ns == before
+    assert files["mlflow.db"].stat().st_mtime_ns == before
 
 
-def test_a_database_that_was_left_empty_is_filled(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").touch()
-    prepare_store(default_uri(tmp_path))
-    check_store(default_uri(tmp_path))
+def test_a_database_that_was_left_empty_is_filled(empty_database: Path) -> None:
+    check_store(default_uri(empty_database.parent))  # the fixture began with a file of no bytes
 
 
 def test_servers_are_left_alone_and_places_are_checked(tmp_path: Path) -> None:

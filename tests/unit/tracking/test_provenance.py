@@ -22,7 +22,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (package / "__init__.py").write_text("a = 1\n")
     who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
     for command in (["init", "-q", "-b", "trunk"], ["add", "."], [*who, "commit", "-qm", "first"]):
-        subprocess.run(["git", *command], cwd=package, check=True)
+        subprocess.run(["git", *command], cwd=package.parent, check=True)
     monkeypatch.setattr(gda, "__file__", str(package / "__init__.py"))
     return package
 
