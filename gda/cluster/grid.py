@@ -89,8 +89,13 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction, sweep_folder: str) -> lis
     Raises:
         SystemExit: The grid has faults, or a cell failed, or Ctrl-C was pressed.
     """
-    configs = _checked(cells)
     folder = Path(sweep_folder)
+    try:
+        configs = _checked(cells)
+    except ConfigFaults as error:
+        sys.stderr.write(f"{error}\n")
+        _remove_traces(folder)
+        raise SystemExit(error.exit_code) from None
     if configs and configs[0]["check"]:
         logger.info("Nothing is wrong with the %d cells of this sweep.", len(cells))
         _remove_traces(folder)
@@ -145,8 +150,7 @@ def _checked(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         for fault, where in found.items():
             cells_named = "all cells" if len(where) == len(cells) else _named(where, len(cells))
             faults.append(Fault(fault.where, f"{fault.what} [in {cells_named}]", fault.fix))
-        sys.stderr.write(f"{ConfigFaults(faults)}\n")
-        raise SystemExit(1)
+        raise ConfigFaults(faults)
     return configs
 
 

@@ -3,6 +3,7 @@
 Only Hydra is imported here, so that ``--help`` and ``--cfg job`` answer at once.
 """
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from gda.config.faults import ConfigFaults, Fault
 from gda.config.help import help_text
 from gda.suggestions import did_you_mean, near
 
+_MOST_COMBINATIONS = 64  # of swept groups that are composed to look keys up: 60 ms each
+
 
 def answer_or_stop(config_folder: Path, argv: Sequence[str] | None = None) -> None:
     """Answers ``--help``, and exits with one report of all unknown names on the command line.
@@ -26,8 +29,10 @@ def answer_or_stop(config_folder: Path, argv: Sequence[str] | None = None) -> No
         config_folder: The project's ``conf``.
         argv: The command line without the program's name; by default this process's.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options, unknown = get_args_parser().parse_known_args(arguments)
+    if argv is None:
+        sys.argv[1:] = _flags_first(sys.argv[1:])
+        argv = sys.argv[1:]
+    options, unknown = get_args_parser().parse_known_args(list(argv))
     if unknown or options.hydra_help or options.shell_completion:
         return  # nothing will run, or argparse has its own words for an unknown flag
     folders = [config_folder]
@@ -40,6 +45,22 @@ def answer_or_stop(config_folder: Path, argv: Sequence[str] | None = None) -> No
     if faults:
         sys.stderr.write(f"{ConfigFaults(faults)}\n")
         raise SystemExit(1)
+
+
+def _flags_first(argv: Sequence[str]) -> list[str]:
+    """Moves flags before overrides: Hydra's parser refuses overrides on both sides of a flag."""
+    flags, overrides = [], []
+    takes_value = {
+        name
+        for action in get_args_parser()._actions
+        for name in action.option_strings
+        if action.nargs is None
+    }
+    waiting = False
+    for argument in argv:
+        (flags if waiting or argument.startswith("-") else overrides).append(argument)
+        waiting = argument in takes_value
+    return [*flags, *overrides]
 
 
 def scan(overrides: Sequence[str], folders: Sequence[Path]) -> list[Fault]:
@@ -118,43 +139,53 @@ def _choices(override: Override) -> list[str | None]:
 def _unknown_keys(
     dotted: Sequence[Override], chosen: Sequence[Override], folders: Sequence[Path]
 ) -> list[Fault]:
-    """Composes the chosen groups and looks each dotted key up in the result."""
-    config = _compose(chosen, folders)
-    if config is None:
-        return []
-    faults = []
-    for override in dotted:
-        if override.is_add() or override.is_force_add():
+    """Composes every combination of the chosen groups and looks the dotted keys up in each."""
+    swept = [[(override, choice) for choice in _choices(override)] for override in chosen]
+    faults: dict[str, Fault] = {}
+    for combination in itertools.islice(itertools.product(*swept), _MOST_COMBINATIONS):
+        config = _compose(combination, folders)
+        if config is None:
             continue
-        node: Any = config
-        walked: list[str] = []
-        for part in override.key_or_group.split("."):
-            if not isinstance(node, DictConfig):
-                break
-            if part not in node:
-                place = ".".join(walked) or "the config"
-                hint = did_you_mean(part, [str(key) for key in node])
-                match = near(part, [str(key) for key in node], 1)
-                rest = override.key_or_group.split(".")[len(walked) + 1 :]
-                value = override.get_value_element_as_str()
-                fix = (
-                    f"{'.'.join([*walked, match[0], *rest])}={value}" if match else f"+{override.input_line}"
-                )
-                faults.append(Fault(override.key_or_group, f"{place} has no {part!r}; {hint}", fix))
-                break
-            walked.append(part)
-            node = node._get_node(part)
-    return faults
+        words = [
+            f"{override.key_or_group}={choice}" for override, choice in combination if _is_sweep(override)
+        ]
+        for override in dotted:
+            if override.key_or_group not in faults and not (override.is_add() or override.is_force_add()):
+                faults.update(_unknown_key(override, config, " ".join(words)))
+    return list(faults.values())
 
 
-def _compose(chosen: Sequence[Override], folders: Sequence[Path]) -> DictConfig | None:
+def _unknown_key(override: Override, config: DictConfig, cell: str) -> dict[str, Fault]:
+    node: Any = config
+    walked: list[str] = []
+    for part in override.key_or_group.split("."):
+        if not isinstance(node, DictConfig):
+            break
+        keys = [str(key) for key in node]  # with `in`, a key that still needs its value seems absent
+        if part not in keys:
+            place = (".".join(walked) or "the config") + (f" of {cell}" if cell else "")
+            match = near(part, keys, 1)
+            rest = override.key_or_group.split(".")[len(walked) + 1 :]
+            value = override.get_value_element_as_str()
+            fix = f"{'.'.join([*walked, match[0], *rest])}={value}" if match else ""
+            what = f"{place} has no {part!r}; {did_you_mean(part, keys)}"
+            return {override.key_or_group: Fault(override.key_or_group, what, fix)}
+        walked.append(part)
+        node = node._get_node(part)
+    return {}
+
+
+def _is_sweep(override: Override) -> bool:
+    return bool(override.is_sweep_override())
+
+
+def _compose(chosen: Sequence[tuple[Override, str | None]], folders: Sequence[Path]) -> DictConfig | None:
     from hydra import compose, initialize_config_dir
 
     texts = []
-    for override in chosen:
-        first = next(iter(_choices(override)), None)
+    for override, choice in chosen:
         prefix = "+" if override.is_add() else ""
-        texts.append(f"{prefix}{override.get_key_element().lstrip('+')}={first}")
+        texts.append(f"{prefix}{override.get_key_element().lstrip('+')}={choice}")
     if len(folders) > 1:
         texts.append(f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in folders[1:])}]")
     try:

@@ -152,8 +152,7 @@ def _mismatch(value: Any, hint: Any) -> str:
     if origin is Literal:
         if value in arguments:
             return ""
-        guess = did_you_mean(str(value), [str(argument) for argument in arguments])
-        return f"one of {', '.join(map(repr, arguments))} ({guess})"
+        return f"one of {', '.join(map(repr, arguments))}"
     if hint is type(None):
         return "" if value is None else "null"
     if hint is bool:

@@ -96,7 +96,7 @@ def _timm_builder(name: str) -> Builder:
     if not timm.is_model(architecture):
         nearest = near(architecture, timm.list_models(), 5)
     elif tag and timm_name not in timm.list_pretrained(architecture):
-        nearest = timm.list_pretrained(architecture)
+        nearest = near(timm_name, timm.list_pretrained(architecture))
     else:
         return partial(_create_timm, timm_name)
     raise UserError(

@@ -12,6 +12,7 @@ from gda.errors import UserError
 from gda.report.collect import is_study
 from gda.report.tables import print_tables
 from gda.report.write import write_report
+from gda.tracking.report_artifacts import log_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        report = write_report(find_study(options.runs, options.study), options.output)
+        study = find_study(options.runs, options.study)
+        report = write_report(study, options.output)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -37,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"The report cannot be written: {error.strerror}: {error.filename}.", file=sys.stderr)
         return 1
     print_tables(report.study, report.tables)
+    try:
+        log_report(study, report.files)
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
     print(report.page)
     return 0
 

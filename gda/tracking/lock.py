@@ -5,93 +5,30 @@ waiter asks the kernel whether the holder lives. From another host it watches th
 with its own monotonic clock, because the clocks of two hosts need not agree.
 """
 
-import contextlib
 import errno
-import fcntl
-import json
 import logging
 import os
 import secrets
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from gda.errors import UserError
+from gda.tracking.guard import GuardBusy, file_guard
+from gda.tracking.holder import Holder
 
 LOCK_NAME = "run.lock"
 GUARD_NAME = "run.lock.guard"
 
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
 _log = logging.getLogger("gda.tracking")
-_UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
 
 class FolderLocked(UserError):
     """Another living process holds the run folder."""
-
-
-class GuardBusy(TimeoutError):
-    """A `file_guard` was not free within its time limit."""
-
-
-@contextlib.contextmanager
-def file_guard(path: Path, timeout_seconds: float = 60.0) -> Iterator[None]:
-    """Enter a short critical section that is shared by all processes that name the same file.
-
-    It is an ``flock``: the kernel (or the file server) frees it when the process dies. The file
-    stays behind, because removing it would let two processes lock two different files of one name.
-    File systems that cannot lock give no protection; a warning says so.
-
-    Args:
-        path: The file to lock; created if it does not exist.
-        timeout_seconds: How long to wait for another process.
-
-    Raises:
-        GuardBusy: If the guard was not free in time.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        deadline = time.monotonic() + timeout_seconds
-        pause = 0.005
-        while True:
-            try:
-                # Polled, not blocking: a stopped holder must not stop us for ever.
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except (BlockingIOError, PermissionError) as error:
-                if time.monotonic() >= deadline:
-                    raise GuardBusy(f"{path} was held for {timeout_seconds:g} s") from error
-            except OSError as error:
-                if error.errno not in _UNSUPPORTED:
-                    raise
-                _log.warning("%s cannot be locked (%s): do not start the same run twice", path, error)
-                break
-            time.sleep(pause)
-            pause = min(0.1, 2 * pause)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@dataclass(frozen=True)
-class _Holder:
-    """What the lock file said at one moment."""
-
-    host: str
-    pid: int
-    process_start: str
-    created: str
-    token: str
-    mtime_ns: int
-
-    @property
-    def description(self) -> str:
-        return f"process {self.pid} on host {self.host} since {self.created}"
 
 
 class FolderLock:
@@ -152,11 +89,11 @@ class FolderLock:
             raise RuntimeError(f"{self.path} is already held by this object")
         self.folder.mkdir(parents=True, exist_ok=True)
         token = secrets.token_hex(16)
-        watched: _Holder | None = None
+        watched: Holder | None = None
         silent_since = 0.0
         announced = ""
         while True:
-            holder = self._read()
+            holder = Holder.read(self.path)
             if holder is None:
                 if self._take(token, over=None):
                     break
@@ -168,7 +105,7 @@ class FolderLock:
             elif holder.mtime_ns != watched.mtime_ns:
                 silent_since, beats = now, True
             watched = holder
-            alive = _lives_here(holder)
+            alive = holder.lives_here()
             if alive is None:
                 dead, living = now - silent_since >= self._stale_seconds, beats
             else:
@@ -200,7 +137,7 @@ class FolderLock:
         token, self._token = self._token, None
         try:
             with file_guard(self._guard):
-                holder = self._read()
+                holder = Holder.read(self.path)
                 if holder is not None and holder.token == token:
                     self.path.unlink(missing_ok=True)
                 else:
@@ -219,47 +156,24 @@ class FolderLock:
     ) -> None:
         self.release()
 
-    def _take(self, token: str, over: _Holder | None) -> bool:
+    def _take(self, token: str, over: Holder | None) -> bool:
         """Create the lock file, in place of the lock ``over`` if one is given.
 
         Everything that changes the lock file runs under the guard, and looks again before it acts:
         of two processes that saw the same dead holder, the second finds the first one's token.
         """
-        me = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process_start": _process_start(os.getpid()),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "token": token,
-        }
         temporary = self.folder / f"{LOCK_NAME}.{token}.tmp"
         try:
             with file_guard(self._guard):
-                current = self._read()
+                current = Holder.read(self.path)
                 if (current.token if current else None) != (over.token if over else None):
                     return False
                 if over is not None and current is not None:
                     if current.mtime_ns != over.mtime_ns:
                         return False  # it has beaten meanwhile
                     self.path.unlink(missing_ok=True)
-                temporary.write_text(json.dumps(me) + "\n", encoding="utf-8")
-                # A link appears whole or not at all, and only one can: also over NFS, and also
-                # where the guard cannot lock.
-                try:
-                    os.link(temporary, self.path)
-                except FileExistsError:
-                    return False
-                except OSError as error:
-                    if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
-                        raise
-                    # A file system without hard links.
-                    try:
-                        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-                    except FileExistsError:
-                        return False
-                    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                        file.write(json.dumps(me) + "\n")
-                return True
+                temporary.write_text(Holder.this_process(token).to_json(), encoding="utf-8")
+                return _appear(temporary, self.path)
         except GuardBusy as error:
             raise FolderLocked(
                 f"{self.folder} cannot be locked: another process has been busy doing so for a minute, "
@@ -268,45 +182,12 @@ class FolderLock:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _read(self) -> _Holder | None:
-        """Read the lock file; ``None`` if there is none.
-
-        The time stamp comes from the opened file, because NFS asks the server for fresh attributes
-        on opening only.
-        """
-        try:
-            with self.path.open("rb") as file:
-                mtime_ns = os.fstat(file.fileno()).st_mtime_ns
-                data = file.read()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno == errno.ESTALE:  # removed on the server while being read
-                return None
-            raise
-        try:
-            content: Any = json.loads(data)
-        except ValueError:
-            content = None
-        if not isinstance(content, dict):
-            content = {}
-        pid = content.get("pid")
-        return _Holder(
-            host=str(content.get("host", "unknown")),
-            pid=pid if isinstance(pid, int) else 0,
-            process_start=str(content.get("process_start", "")),
-            created=str(content.get("created", "an unknown time")),
-            # A damaged file still has an identity that changes when somebody replaces it.
-            token=str(content.get("token", data.hex())),
-            mtime_ns=mtime_ns,
-        )
-
     def _beat(self) -> None:
         """Touch the lock file until the lock is released or found lost."""
         token, stop, lost = self._token, self._stop, self._lost
         while not stop.wait(self._heartbeat_seconds):
             try:
-                holder = self._read()
+                holder = Holder.read(self.path)
                 if holder is None or holder.token != token:
                     lost.set()
                     _log.warning(
@@ -319,7 +200,7 @@ class FolderLock:
             except OSError as error:  # the file server hiccups: the next beat may work
                 _log.debug("heartbeat of %s: %s", self.path, error)
 
-    def _locked_message(self, holder: _Holder) -> str:
+    def _locked_message(self, holder: Holder) -> str:
         return (
             f"{self.folder} is in use by {holder.description}. Wait until it ends and give the same "
             f"command again, or stop it. If you are sure that no such process runs any more, "
@@ -327,39 +208,22 @@ class FolderLock:
         )
 
 
-def _lives_here(holder: _Holder) -> bool | None:
-    """Whether the holder lives, as this host's kernel sees it; ``None`` if it cannot know."""
-    if holder.host != socket.gethostname() or holder.pid <= 0:
-        return None
-    boot, namespace = [*holder.process_start.split("/"), "", ""][:2]
-    own_boot, own_namespace, _ = _process_start(os.getpid()).split("/")
-    if boot != own_boot or namespace != own_namespace:
-        # Another machine of the same name, this one before a restart, or a container of it: process
-        # numbers mean nothing here.
-        return None
-    try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it exists, and is somebody else's
-    return _process_start(holder.pid) == holder.process_start
+def _appear(whole: Path, path: Path) -> bool:
+    """Give the file ``whole`` the name ``path`` too; false if another process was faster.
 
-
-def _process_start(pid: int) -> str:
-    """Identify a process beyond its number, which is used again: ``boot/namespace/start``.
-
-    Parts that the system does not tell are empty. A zombie counts as ended.
+    A link appears whole or not at all, and only one can: also over NFS, and also where the guard
+    cannot lock.
     """
-    boot = namespace = start = ""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    with contextlib.suppress(OSError):
-        namespace = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")
     try:
-        # The command name, in parentheses, may hold spaces and parentheses itself.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        start = "ended" if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
-        pass
-    return f"{boot}/{namespace}/{start}"
+        os.link(whole, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        try:
+            with path.open("xb") as file:
+                file.write(whole.read_bytes())
+        except FileExistsError:
+            return False
+    return True

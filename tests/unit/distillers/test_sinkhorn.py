@@ -115,13 +115,13 @@ def test_debiased_subtracts_half_of_both_self_costs(logits) -> None:
     assert sinkhorn(student, teacher, debias=True).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-def test_constant_row_gets_no_gradient_and_the_uniform_distribution(logits) -> None:
+def test_constant_row_is_the_uniform_distribution_with_a_finite_gradient(logits) -> None:
     student, teacher = logits(batch=4, classes=10, dtype=torch.float32)
     with torch.no_grad():
         student[1] = 1000.1  # its float32 mean is not 1000.1
     value, gradient = value_and_gradient(sinkhorn, student, teacher)
-    assert gradient[1].abs().max() == 0
-    assert gradient[0].abs().max() > 0
+    assert gradient.isfinite().all()
+    assert gradient[1].abs().max() > 0
     zeros = student.detach().clone()
     zeros[1] = 0
     assert value.item() == sinkhorn(zeros, teacher).item()

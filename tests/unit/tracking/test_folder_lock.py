@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gda.tracking.lock import LOCK_NAME, FolderLock, FolderLocked, GuardBusy, file_guard
+from gda.tracking.guard import GuardBusy, file_guard
+from gda.tracking.lock import LOCK_NAME, FolderLock, FolderLocked
 
 # Enters the folder several times; two processes inside at once would meet at the marker file.
 CONTENDER = """

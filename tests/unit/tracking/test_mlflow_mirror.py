@@ -14,7 +14,9 @@ from run_folders import metric_row, timing_row, write_rows, write_run, write_sta
 
 from gda.errors import UserError
 from gda.tracking import mlflow_mirror
-from gda.tracking.mlflow_mirror import LEDGER_NAME, MLflowMirror, recorded_uri, ship
+from gda.tracking.mlflow_ledger import LEDGER_NAME, recorded_uri
+from gda.tracking.mlflow_mirror import MLflowMirror
+from gda.tracking.mlflow_ship import ship
 from gda.tracking.mlflow_store import default_uri
 
 DEAD = "http://127.0.0.1:9"  # the discard port: nobody listens
@@ -23,10 +25,10 @@ DEAD = "http://127.0.0.1:9"  # the discard port: nobody listens
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gda.tracking import mlflow_mirror
+from gda.tracking import mlflow_run, mlflow_ship
 from mlflow import MlflowClient
 folder, uri, calls = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-mlflow_mirror._METRICS_PER_BATCH = 7
+mlflow_run._METRICS_PER_BATCH = 7
 real = MlflowClient.log_batch
 def log_batch(*args, **kwargs):
     global calls
@@ -35,7 +37,7 @@ def log_batch(*args, **kwargs):
     if calls == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 MlflowClient.log_batch = log_batch
-mlflow_mirror.ship(folder, uri)
+mlflow_ship.ship(folder, uri)
 """
 
 

@@ -12,7 +12,8 @@ import pytest
 from mlflow import MlflowClient
 from run_folders import metric_row, write_rows, write_run
 
-from gda.tracking.mlflow_mirror import MLflowMirror, recorded_uri
+from gda.tracking.mlflow_ledger import recorded_uri
+from gda.tracking.mlflow_mirror import MLflowMirror
 from gda.tracking.mlflow_store import prepare_store
 from gda.tracking.sync import main
 
