@@ -92,7 +92,7 @@ def scan(overrides: Sequence[str], folders: Sequence[Path]) -> list[Fault]:
         elif key not in top_level and not override.is_add() and not override.is_force_add():
             hint = did_you_mean(key, [*(group for group in groups if "/" not in group), *top_level])
             match = near(key, [*groups, *top_level], 1)
-            fix = f"{match[0]}={override.get_value_element_as_str()}" if match else ""
+            fix = f"{match[0]}={_value_text(override)}" if match else ""
             faults.append(Fault(key, f"there is no config group or key of this name; {hint}", fix))
     if dotted and not faults:
         faults = _unknown_keys(dotted, [o for o in parsed if o.key_or_group in groups], folders)
@@ -166,13 +166,18 @@ def _unknown_key(override: Override, config: DictConfig, cell: str) -> dict[str,
             place = (".".join(walked) or "the config") + (f" of {cell}" if cell else "")
             match = near(part, keys, 1)
             rest = override.key_or_group.split(".")[len(walked) + 1 :]
-            value = override.get_value_element_as_str()
+            value = _value_text(override)
             fix = f"{'.'.join([*walked, match[0], *rest])}={value}" if match else ""
             what = f"{place} has no {part!r}; {did_you_mean(part, keys)}"
             return {override.key_or_group: Fault(override.key_or_group, what, fix)}
         walked.append(part)
         node = node._get_node(part)
     return {}
+
+
+def _value_text(override: Override) -> str:
+    """Returns the value as it was typed, sweeps included."""
+    return str(override.input_line).partition("=")[2]
 
 
 def _is_sweep(override: Override) -> bool:
