@@ -24,6 +24,7 @@ from gda.config.schema import Recipe, Tracking, TrainerSettings
 from gda.distillers.distiller import Distiller
 from gda.errors import RunInterrupted, UserError
 from gda.models.checkpoints import load_checkpoint
+from gda.report.single import write_run_report
 from gda.seeding import seeded
 from gda.tasks.task import Task
 from gda.tracking.mlflow_mirror import MLflowMirror
@@ -81,13 +82,13 @@ def run(config: DictConfig) -> None:
         raise SystemExit(RunInterrupted.exit_code) from None
 
 
-def finish(config: Config, wait: bool = False) -> FinishedRun:
+def finish(config: Config, is_input: bool = False) -> FinishedRun:
     """Makes sure that a run is finished, doing only what is missing.
 
     Args:
         config: The resolved config.
-        wait: Whether to wait when another process is working in the run folder. Only inputs that
-            several runs share are waited for.
+        is_input: Whether the run is another's teacher. Several runs may ask for it at once: one
+            makes it, the others wait.
 
     Raises:
         ConfigFaults: The config can't be run.
@@ -98,13 +99,14 @@ def finish(config: Config, wait: bool = False) -> FinishedRun:
     if faults:
         raise ConfigFaults(faults)
     identity = identify_run(config)
-    title = f"{identity.label} seed {config['seed']}"
+    what = f"teacher {config['student']['name']}" if is_input else identity.label
+    title = f"{what} seed {config['seed']}"
     folder = RunFolder(run_path(config, identity))
     if folder.is_done():
-        logger.info("%s: finished before, %s", title, folder.path)
+        logger.log(logging.DEBUG if is_input else logging.INFO, "%s: finished before, %s", title, folder)
         return FinishedRun(folder.path, identity, folder.status()["result"], was_done=True)
     weights = _teacher_weights(config)
-    with folder.owned(wait=wait, on_wait=logger.info):
+    with folder.owned(wait=is_input, on_wait=logger.info):
         if not folder.is_done():  # another process may have finished it while this one waited
             _train(config, identity, folder, weights, title)
     return FinishedRun(folder.path, identity, folder.status()["result"], was_done=False)
@@ -117,7 +119,7 @@ def _teacher_weights(config: Config) -> Path | None:
         return None
     if teacher["checkpoint"] != "auto":
         return Path(teacher["checkpoint"])
-    made = finish(teacher_run(config), wait=True)
+    made = finish(teacher_run(config), is_input=True)
     return made.folder / f"{teacher['checkpoint_select']}.pt"
 
 
@@ -131,7 +133,7 @@ def _train(config: Config, identity: Identity, folder: RunFolder, weights: Path 
         except KeyboardInterrupt:
             folder.interrupt()
             raise RunInterrupted(
-                f"Interrupted. {title} is kept in {folder.path}; the same command continues it."
+                f"Interrupted. {title} is kept in {folder}; the same command continues it."
             ) from None
         except Exception as error:
             folder.fail(error)
@@ -141,11 +143,13 @@ def _train(config: Config, identity: Identity, folder: RunFolder, weights: Path 
                 f"{title} failed: {type(error).__name__}: {error}. The traceback is in "
                 f"{folder.path / 'run.log'}; the same command tries again."
             ) from error
+        else:
+            write_run_report(folder.path)
         finally:
             if mirror is not None:
                 mirror.close()
     result = folder.status()["result"]
-    logger.info("%s: %s in %.1f s, %s", title, _figures(result), time.perf_counter() - started, folder.path)
+    logger.info("%s: %s in %.1f s, %s", title, _figures(result), time.perf_counter() - started, folder)
 
 
 def _mirror(config: Config, folder: RunFolder) -> MLflowMirror | None:

@@ -1,6 +1,8 @@
 """What the tests share: composing configs as the command line does, and settings that train in a second."""
 
+import copy
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +45,12 @@ def compose() -> Compose:
 
     from gda.config.check import resolved
 
-    def make(*overrides: str) -> dict[str, Any]:
+    @cache
+    def composed(*overrides: str) -> dict[str, Any]:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             return resolved(hydra_compose("config", overrides=list(overrides)))
 
-    return make
+    return lambda *overrides: copy.deepcopy(composed(*overrides))
 
 
 @pytest.fixture(scope="session")

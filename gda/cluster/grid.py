@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import TaskFunction
@@ -93,9 +93,7 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction, sweep_folder: str) -> lis
     try:
         configs = _checked(cells)
     except ConfigFaults as error:
-        sys.stderr.write(f"{error}\n")
-        _remove_traces(folder)
-        raise SystemExit(error.exit_code) from None
+        stop_at(error, sweep_folder)
     if configs and configs[0]["check"]:
         logger.info("Nothing is wrong with the %d cells of this sweep.", len(cells))
         _remove_traces(folder)
@@ -105,12 +103,13 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction, sweep_folder: str) -> lis
     _write_plan(folder, configs, identities, paths)
     done = sum(RunFolder(path).is_done() for path in paths)
     logger.info("%d cells: %d finished before, %d to run", len(cells), done, len(cells) - done)
+    names = _names(cells)
     started = time.perf_counter()
     failed = []
     for position, (cell, path) in enumerate(zip(cells, paths, strict=True), 1):
         if RunFolder(path).is_done():
             continue
-        logger.info("[%d/%d] %s", position, len(cells), " ".join(cell.overrides))
+        logger.info("[%d/%d] %s", position, len(cells), names[cell.number])
         try:
             run(cell.config)
         except SystemExit as stop:
@@ -125,11 +124,18 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction, sweep_folder: str) -> lis
     )
     if failed:
         for cell, path in failed:
-            error = RunFolder(path).status().get("error") or "see above"
-            logger.info("failed: %s (%s)", " ".join(cell.overrides), error)
+            reason = RunFolder(path).status().get("error") or "see above"
+            logger.info("failed: %s (%s)", names[cell.number], reason)
         logger.info("The same command tries the failed cells again.")
         raise SystemExit(1)
     return [_finished(cell) for cell in cells]
+
+
+def stop_at(faults: ConfigFaults, sweep_folder: str) -> NoReturn:
+    """Prints the faults of a grid that was not run, and exits."""
+    sys.stderr.write(f"{faults}\n")
+    _remove_traces(Path(sweep_folder))
+    raise SystemExit(faults.exit_code)
 
 
 def _checked(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -146,16 +152,27 @@ def _checked(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         for fault in faults:
             found.setdefault(fault, []).append(cell)
     if found:
+        names = _names(cells)
         faults = []
         for fault, where in found.items():
-            cells_named = "all cells" if len(where) == len(cells) else _named(where, len(cells))
+            cells_named = "all cells" if len(where) == len(cells) else _some(where, names, len(cells))
             faults.append(Fault(fault.where, f"{fault.what} [in {cells_named}]", fault.fix))
         raise ConfigFaults(faults)
     return configs
 
 
-def _named(cells: Sequence[Cell], total: int) -> str:
-    first = " ".join(cells[0].overrides)
+def _names(cells: Sequence[Cell]) -> dict[int, str]:
+    """Names each cell by the overrides that not all cells share."""
+    shared = set(cells[0].overrides).intersection(*(cell.overrides for cell in cells))
+    return {
+        cell.number: " ".join(override for override in cell.overrides if override not in shared)
+        or "single cell"
+        for cell in cells
+    }
+
+
+def _some(cells: Sequence[Cell], names: dict[int, str], total: int) -> str:
+    first = names[cells[0].number]
     return f"{len(cells)} of {total} cells, first: {first}" if len(cells) > 1 else f"the cell {first}"
 
 

@@ -1,7 +1,9 @@
 """The whole-config check: all faults at once, before anything is downloaded, allocated or submitted."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -263,14 +265,7 @@ def _check_models(config: Mapping[str, Any], classes: int, broken: set[str]) -> 
         if config[role]["name"] is None:
             continue
         try:
-            with torch.device("meta"):  # shapes without memory or work
-                models[role] = construct(
-                    {
-                        **architecture(config[role]),
-                        **({"pretrained": False} if "pretrained" in config[role] else {}),
-                    },
-                    num_classes=classes,
-                )
+            models[role] = _skeleton(json.dumps(architecture(config[role]), sort_keys=True), classes)
         except UserError as error:
             faults.append(Fault(f"{role}.name", str(error)))
         except Exception as error:
@@ -280,6 +275,17 @@ def _check_models(config: Mapping[str, Any], classes: int, broken: set[str]) -> 
     if not {"distiller", "alignment"} & broken:
         faults += _check_taps(config, models)
     return faults
+
+
+@lru_cache(maxsize=32)  # the cells of a grid share few architectures
+def _skeleton(architecture_json: str, classes: int) -> nn.Module:
+    """Builds a model without memory or work, for its names and shapes."""
+    node = json.loads(architecture_json)
+    if "pretrained" in node:
+        node["pretrained"] = False
+    with torch.device("meta"):
+        model: nn.Module = construct(node, num_classes=classes)
+    return model
 
 
 def _check_weights_fit(teacher: Mapping[str, Any], model: nn.Module, classes: int) -> list[Fault]:

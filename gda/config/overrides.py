@@ -49,7 +49,8 @@ def answer_or_stop(config_folder: Path, argv: Sequence[str] | None = None) -> No
 
 def _flags_first(argv: Sequence[str]) -> list[str]:
     """Moves flags before overrides: Hydra's parser refuses overrides on both sides of a flag."""
-    flags, overrides = [], []
+    flags: list[str] = []
+    overrides: list[str] = []
     takes_value = {
         name
         for action in get_args_parser()._actions

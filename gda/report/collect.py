@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gda.errors import UserError
 from gda.report.records import Cell, Fault, Figures, Method, Run, Study, finite
 
 RUN_FORMAT = 1
@@ -32,6 +33,24 @@ def read_study(folder: Path) -> Study:
     runs = _read_runs(folder, faults)
     cells = _read_plans(folder, faults, runs)
     return Study(folder.resolve().name, folder, tuple(runs), tuple(cells), tuple(faults))
+
+
+def read_run(folder: Path) -> tuple[Run, dict[str, Any]]:
+    """Read one run folder.
+
+    Args:
+        folder: ``RUNS/STUDY/NAME-GROUP/seedK``.
+
+    Returns:
+        The run, and ``run.json`` as it stands.
+
+    Raises:
+        UserError: the folder holds no run that can be read.
+    """
+    try:
+        return _read_run(folder, "/".join(folder.parts[-2:]), []), _read_json(folder / "run.json")
+    except _Unreadable as reason:
+        raise UserError(f"{folder} is no run folder that can be read: {reason}.") from None
 
 
 def is_study(folder: Path) -> bool:

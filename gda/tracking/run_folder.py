@@ -72,6 +72,11 @@ class RunFolder:
                 "beat for too long (suspended, or its file system stalled). This one stops."
             )
 
+    def __str__(self) -> str:
+        """Returns the path, from the working directory where it lies below."""
+        here = Path.cwd()
+        return str(self.path.relative_to(here) if self.path.is_relative_to(here) else self.path)
+
     def status(self) -> Row:
         """Returns ``status.json``, empty when the run never began."""
         try:

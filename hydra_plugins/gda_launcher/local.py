@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -29,11 +30,16 @@ class LocalLauncher(Launcher):
         Raises:
             SystemExit: A cell failed, or the grid has faults, or Ctrl-C was pressed.
         """
-        from gda.cluster.grid import Cell, run_grid
+        from gda.cluster.grid import Cell, run_grid, stop_at
+        from gda.config.faults import ConfigFaults, Fault
 
-        cells = []
+        cells, faults = [], []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            try:
+                config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            except HydraException as error:
+                faults.append(Fault(f"the cell {' '.join(overrides)}", " ".join(str(error).split())))
+                continue
             with open_dict(config):
                 config.hydra.job.id = f"cell_{number}"
                 config.hydra.job.num = number
@@ -41,6 +47,8 @@ class LocalLauncher(Launcher):
                 OmegaConf.resolve(hydra_config.sweep)
                 del config["hydra"]
             cells.append(Cell(number, tuple(overrides), config))
+        if faults:
+            stop_at(ConfigFaults(faults), self.config.hydra.sweep.dir)
         return run_grid(cells, self.task_function, self.config.hydra.sweep.dir)
 
 

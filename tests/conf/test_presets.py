@@ -22,7 +22,6 @@ def choices(group: str) -> list[str]:
 
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "model")
 PRESETS = [(group, choice) for group in GROUPS for choice in choices(group)]
-BIG_ENOUGH = ("resnet8", "resnet20")
 
 
 def needed(group: str, choice: str, cifar: Path, images: Path) -> list[str]:
@@ -41,38 +40,27 @@ def needed(group: str, choice: str, cifar: Path, images: Path) -> list[str]:
 
 @pytest.mark.parametrize(("group", "choice"), PRESETS)
 def test_every_choice_composes_and_checks(
-    group: str, choice: str, compose: Compose, cifar_root: Path, image_root: Path, tmp_path: Path
+    group: str, choice: str, compose: Compose, cifar_root: Path, image_root: Path
 ) -> None:
-    overrides = [
-        f"{group}={choice}",
-        f"runs={tmp_path}",
-        "trainer.device=cpu",
-        *needed(group, choice, cifar_root, image_root),
-    ]
+    overrides = [f"{group}={choice}", *needed(group, choice, cifar_root, image_root)]
     assert scan(overrides, [CONF]) == []
-    if group == "trainer":
-        overrides.remove("trainer.device=cpu")
     config = compose(*overrides)
     assert check(config) == []
-    if group not in ("cluster", "experiment", "sweep", "trainer", "model"):
-        assert config[group]["name"] == (None if (group, choice) == ("teacher", "none") else config[group]["name"])
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_without_the_data_only_the_folder_is_missing(
-    dataset: str, compose: Compose, tmp_path: Path
-) -> None:
+def test_without_the_data_only_the_folder_is_missing(dataset: str, compose: Compose, tmp_path: Path) -> None:
     (fault,) = check(compose(f"dataset={dataset}", f"dataset.root={tmp_path}", f"runs={tmp_path}"))
     assert fault.where == "dataset"
     assert "dataset.root" in fault.what
     assert "dataset.download=true" in fault.what
 
 
-@pytest.mark.parametrize(("dataset", "recipe"), product(choices("dataset"), choices("recipe")))
+@pytest.mark.parametrize(("dataset", "recipe"), list(product(choices("dataset"), choices("recipe"))))
 def test_every_recipe_goes_with_every_data_set(
-    dataset: str, recipe: str, compose: Compose, cifar_root: Path, image_root: Path, tmp_path: Path
+    dataset: str, recipe: str, compose: Compose, cifar_root: Path, image_root: Path
 ) -> None:
-    overrides = [f"dataset={dataset}", f"recipe={recipe}", f"runs={tmp_path}", "recipe.batch_size=8"]
+    overrides = [f"dataset={dataset}", f"recipe={recipe}", "recipe.batch_size=8"]
     if dataset.startswith("cifar"):
         overrides.append(f"dataset.root={cifar_root}")
     if dataset == "image_folder":
@@ -83,24 +71,18 @@ def test_every_recipe_goes_with_every_data_set(
 
 
 @pytest.mark.parametrize("distiller", choices("distiller"))
-@pytest.mark.parametrize("alignment", choices("alignment"))
-def test_every_method_label_free_and_in_both_directions(
-    distiller: str, alignment: str, compose: Compose, tmp_path: Path
-) -> None:
-    for teacher, student in (BIG_ENOUGH, BIG_ENOUGH[::-1]):
+def test_every_method_label_free_and_in_both_directions(distiller: str, compose: Compose) -> None:
+    pairs = (("resnet8", "resnet20"), ("resnet20", "resnet8"))
+    for (teacher, student), alignment in zip(pairs, ("none", "gda"), strict=True):
         config = compose(
             f"distiller={distiller}",
             f"alignment={alignment}",
             "ground_truth=teacher",
             f"teacher={teacher}",
             f"student={student}",
-            f"runs={tmp_path}",
         )
         assert check(config) == []
-        assert config["ground_truth"] == {
-            "_target_": "gda.distillers.ground_truth.TeacherTargets",
-            "name": "teacher",
-        }
+        assert config["ground_truth"]["_target_"] == "gda.distillers.ground_truth.TeacherTargets"
 
 
 def keys(node: Any, prefix: str = "") -> set[str]:

@@ -35,7 +35,7 @@ def report(study: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_mirrored_study_gets_its_report_into_one_run(study: Path, uri: str) -> None:
+def test_a_mirrored_study_gets_its_report_into_one_run(uri: str, study: Path) -> None:
     ship(next(study.glob("*/seed0")), uri, experiment="chosen")
     done = report(study)
     assert (done.returncode, done.stderr) == (0, "")

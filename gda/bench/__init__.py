@@ -1,0 +1,1 @@
+"""What a training step costs, and what the Sinkhorn term saves: ``python -m gda.bench``."""
