@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -10,19 +7,14 @@ from gda.bench.step import PARTS, WHOLE, StepBench
 from gda.bench.timing import Stopwatch
 
 
-def test_both_tables_have_their_parts() -> None:
+def test_both_tables_have_their_parts(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--student", "resnet8", "--teacher", "resnet8", "--batch", "8", "--size", "8x10"]
-    done = subprocess.run(
-        [sys.executable, "-m", "gda.bench", *small, "--threads", "1", "--repeats", "2", "--device", "cpu"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert main([*small, "--threads", "1", "--repeats", "2", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
     for text in (*PARTS, WHOLE, "images/s", "share", f"torch {torch.__version__}", "1 of "):
-        assert text in done.stdout
-    assert any(row.startswith("│ 8, 10 │") for row in done.stdout.splitlines())
-    assert "- saved: bytes" in done.stdout
+        assert text in out
+    assert any(row.startswith("│ 8, 10 │") for row in out.splitlines())
+    assert "- saved: bytes" in out
 
 
 def test_one_of_the_two(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from gda.config import identity as identity_module
-from gda.config.identity import Identity, identify, label_of, teacher_run, without_alignment
+from gda.config.identity import identify, label_of, teacher_run, without_alignment
 from gda.config.inputs import data_fingerprint, facts_of, identify_run, run_path, weights_identity
 
 Compose = Callable[..., dict[str, Any]]
@@ -207,9 +207,6 @@ def test_an_auto_teacher_takes_the_learning_rate_of_its_own_architecture(tiny: C
     assert identify_run(teacher_run(config)).group == identify_run(
         tiny("recipe.lr=0.05", "student=resnet20", "distiller=vanilla", "alignment=none", "teacher=none")
     ).group
-    assert identify_run(config).group == identify_run(
-        tiny("recipe.lr=0.01", "student=resnet8", "teacher=resnet20")
-    ).group or weights_identity(config) != weights_identity(tiny("recipe.lr=0.01", "teacher=resnet20"))
 
 
 def test_a_teacher_of_another_seed_or_recipe_is_another_teacher(tiny: Compose) -> None:
@@ -275,18 +272,17 @@ def test_facts_name_the_pair_only_where_the_teacher_teaches(tiny: Compose) -> No
     assert facts_of(config, identify_run(config))["pair"] == "resnet8"
 
 
+PAIR = ("teacher=resnet56", "student=resnet20")
 SNAPSHOT = {
     ("experiment=gda/resnet56_resnet20",): "",
-    ("dataset=cifar100", "recipe=crd", "teacher=resnet56", "student=resnet20", "distiller=dkd"): "",
-    ("dataset=cifar100", "recipe=crd", "student=resnet20", "distiller=vanilla", "alignment=none"): "",
-    ("dataset=cifar10", "recipe=w2s", "teacher=resnet20", "student=resnet56", "distiller=adapt_conf"): "",
-    ("dataset=cifar100", "recipe=w2s", "distiller=aug_conf", "ground_truth=teacher", "alignment=none"): "",
+    ("dataset=cifar100", "recipe=crd", *PAIR, "distiller=dkd", "alignment=gda"): "",
+    ("dataset=cifar100", "recipe=crd", *PAIR, "distiller=vanilla", "alignment=none"): "",
+    ("dataset=cifar10", "recipe=w2s", *PAIR, "distiller=adapt_conf", "alignment=sinkhorn"): "",
+    ("dataset=cifar100", "recipe=w2s", *PAIR, "distiller=aug_conf", "ground_truth=teacher"): "",
 }
 
 
 @pytest.mark.parametrize("overrides", SNAPSHOT, ids=" ".join)
 def test_the_hash_is_frozen(overrides: tuple[str, ...], compose: Compose) -> None:
     """A change here orphans everybody's runs: it needs a line in identity_v1.yaml, or a version 2."""
-    pair = () if overrides[0].startswith("experiment") or "distiller=vanilla" in overrides else ("seed=3",)
-    found: Identity = identify_run(compose(*overrides, *pair))
-    assert found.group == SNAPSHOT[overrides]
+    assert identify_run(compose(*overrides)).group == SNAPSHOT[overrides]

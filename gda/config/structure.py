@@ -1,0 +1,110 @@
+"""Checks a config's shape: names, types and ranges, from the signatures that it calls."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gda.config.faults import Fault
+from gda.config.schema import NESTED, Config, Weights
+from gda.config.signature import TargetError, check_call, check_value, locate
+from gda.distillers.schedule import Weight
+
+# What the code adds at the call of each target; configs must not set these.
+_TASK_ARGUMENTS = (
+    "student",
+    "teacher",
+    "distiller",
+    "dataset",
+    "recipe",
+    "train_transforms",
+    "test_transforms",
+    "seed",
+    "device",
+    "channels_last",
+)
+_WEIGHT_KEYS = ("checkpoint", "checkpoint_select", "seed")
+
+
+def check_structure(config: Mapping[str, Any]) -> list[Fault]:
+    """Holds the config against the schema and every ``_target_`` against its signature; calls nothing."""
+    faults = check_call("", config, Config)
+    for name, schema in NESTED.items():
+        if isinstance(config.get(name), Mapping):
+            faults += check_call(name, config[name], schema)
+    checked = {
+        "dataset": ((), ()),
+        "student": (("num_classes",), ()),
+        "ground_truth": ((), ("name",)),
+        "task": (_TASK_ARGUMENTS, ("name",)),
+        "recipe.optimizer": (("params", "lr"), ()),
+        "recipe.schedule": (("lr", "epochs"), ()),
+    }
+    nodes: list[tuple[str, Any, tuple[str, ...], tuple[str, ...]]] = [
+        (path, _at(config, path), supplied, ignored) for path, (supplied, ignored) in checked.items()
+    ]
+    teacher = config.get("teacher")
+    if isinstance(teacher, Mapping):
+        faults += check_call(
+            "teacher", {k: v for k, v in teacher.items() if k in Weights.__annotations__}, Weights
+        )
+        if teacher.get("name") is not None:
+            nodes.append(("teacher", teacher, ("num_classes",), _WEIGHT_KEYS))
+    for path, term in terms_of(config):
+        nodes.append((path, term, (), ("weight",)))
+        if isinstance(term, Mapping):
+            faults += _check_weight(f"{path}.weight", term.get("weight"))
+    faults += _check_weight("distiller.ground_truth_weight", _at(config, "distiller.ground_truth_weight"))
+    for group in ("recipe.train_transforms", "recipe.test_transforms"):
+        transforms = _at(config, group)
+        if isinstance(transforms, Mapping):
+            nodes += [
+                (f"{group}.{name}", node, (), ()) for name, node in transforms.items() if node is not None
+            ]
+    for path, node, supplied, ignored in nodes:
+        faults += _check_target(path, node, supplied, ignored)
+    return list(dict.fromkeys(faults))
+
+
+def _check_target(path: str, node: Any, supplied: tuple[str, ...], ignored: tuple[str, ...]) -> list[Fault]:
+    if node is None:
+        return []  # reported as a missing key of its parent
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        return [Fault(path, "this needs a mapping with a _target_, the class or function to call")]
+    try:
+        target = locate(node["_target_"])
+    except TargetError as error:
+        return [Fault(f"{path}._target_", str(error))]
+    return check_call(path, node, target, supplied=supplied, ignored=ignored)
+
+
+def _check_weight(path: str, weight: Any) -> list[Fault]:
+    if isinstance(weight, Mapping):
+        return check_call(path, weight, Weight)
+    if weight is None:
+        return [
+            Fault(path, "a weight is needed, a number or {value: ..., warmup_epochs: ...}", f"+{path}=1.0")
+        ]
+    hint = Weight.__dataclass_fields__["value"].type
+    return check_value(path, weight, hint)
+
+
+def terms_of(config: Mapping[str, Any], active_only: bool = False) -> list[tuple[str, Any]]:
+    """Returns the paths and nodes of all terms; optionally only those that are computed."""
+    terms = _at(config, "distiller.terms")
+    nodes = (
+        [(f"distiller.terms.{name}", node) for name, node in terms.items()]
+        if isinstance(terms, Mapping)
+        else []
+    )
+    alignment = config.get("alignment")
+    if isinstance(alignment, Mapping) and (alignment.get("enabled") or not active_only):
+        nodes += [(f"alignment.{name}", alignment.get(name)) for name in ("fisher_rao", "sinkhorn")]
+    if active_only:
+        nodes = [(path, node) for path, node in nodes if Weight.parse(node["weight"]).value != 0]
+    return nodes
+
+
+def _at(config: Mapping[str, Any], path: str) -> Any:
+    node: Any = config
+    for part in path.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
