@@ -78,7 +78,7 @@ def run(config: DictConfig) -> None:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted before training began; nothing was lost.\n")
+        sys.stderr.write("Interrupted. What was finished is kept; the same command continues.\n")
         raise SystemExit(RunInterrupted.exit_code) from None
 
 

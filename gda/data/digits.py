@@ -28,7 +28,7 @@ class Digits(ImageSource):
 
     TEST_SIZE: ClassVar[int] = 900
 
-    image_size: Annotated[int, Range(minimum=8, maximum=256)] = 16
+    image_size: Annotated[int, Range(minimum=8, maximum=256)] = 8
 
     def inventory(self) -> Inventory:
         """Returns the known counts."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from gda.report.csv_files import runs_csv, table_csv
 from gda.report.plots import curves_png, differences_png
 from gda.report.records import Study
 from gda.report.tables import markdown_page
+from gda.tracking.atomic import write_bytes_atomic, write_text_atomic
 
 PICTURES: tuple[tuple[str, str, Callable[[Table], bytes | None]], ...] = (
     ("curves", "Test accuracy per epoch", curves_png),
@@ -72,7 +71,7 @@ def write_report(study_folder: Path, output: Path | None = None) -> Report:
             picture = draw(table)
             if picture is not None:
                 path = folder / f"{kind}-{slug}.png"
-                _replace(path, picture)
+                write_bytes_atomic(path, picture)
                 files.append(path)
                 pictures.setdefault(table.title, []).append((path.name, f"{text}: {table.title}"))
     texts = {
@@ -82,7 +81,7 @@ def write_report(study_folder: Path, output: Path | None = None) -> Report:
         "report.md": markdown_page(study, tables, pictures),
     }
     for name, text in texts.items():
-        _replace(folder / name, text.encode("utf-8"))
+        write_text_atomic(folder / name, text)
     named = tuple(folder / name for name in ("report.md", "table.csv", "runs.csv"))
     return Report(folder, named + tuple(files), tables, study)
 
@@ -94,17 +93,3 @@ def _unused(slug: str, taken: set[str]) -> str:
         name, number = f"{slug}-{number}", number + 1
     taken.add(name)
     return name
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # mkstemp is private; a report is for the group to read
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

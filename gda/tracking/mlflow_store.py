@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gda.errors import UserError
-from gda.tracking.lock import file_guard
+from gda.tracking.guard import file_guard
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
