@@ -50,7 +50,7 @@ def help_text(groups: Mapping[str, Sequence[str]]) -> str:
     """
     lines = []
     for group, choices in sorted(groups.items()):
-        if "/" in group or group in _BEHIND:
+        if "/" in group or group in _BEHIND or group.startswith("_"):
             continue
         lines.extend(_wrapped(f"  {group}=", choices))
     return _TEXT.format(groups="\n".join(lines))

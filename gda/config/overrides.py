@@ -106,7 +106,7 @@ def _groups(folders: Sequence[Path]) -> dict[str, list[str]]:
     for folder in folders:
         for file in folder.rglob("*.yaml"):
             parts = file.relative_to(folder).with_suffix("").parts
-            if parts[-1].startswith("_") or len(parts) < 2:
+            if len(parts) < 2:
                 continue
             for cut in range(1, len(parts)):
                 groups.setdefault("/".join(parts[:cut]), set()).add("/".join(parts[cut:]))
