@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,45 +37,6 @@ class Cell:
     number: int
     overrides: tuple[str, ...]
     config: DictConfig
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """What is written down about a cell before it runs, for the report to find missing ones.
-
-    Attributes:
-        folder: Run folder, relative to the study.
-        group: Group of the run.
-        seed: Its seed.
-        label: Name of the method.
-        twin_group: Group of the same run without alignment.
-        vanilla_group: Group of plain training.
-        distiller: The base method.
-        alignment: The alignment.
-        ground_truth: What the supervised term learns from.
-        dataset: The data set.
-        recipe: The recipe.
-        task: The task.
-        teacher: The teacher's name.
-        student: The student's name.
-        pair: Teacher and student.
-    """
-
-    folder: str
-    group: str
-    seed: int
-    label: str
-    twin_group: str | None
-    vanilla_group: str
-    distiller: str
-    alignment: str
-    ground_truth: str
-    dataset: str
-    recipe: str
-    task: str
-    teacher: str | None
-    student: str
-    pair: str
 
 
 def run_grid(cells: Sequence[Cell], run: TaskFunction, sweep_folder: str) -> list[JobReturn]:
@@ -179,12 +140,14 @@ def _some(cells: Sequence[Cell], names: dict[int, str], total: int) -> str:
 def _write_plan(
     folder: Path, configs: Sequence[dict[str, Any]], identities: Sequence[Identity], paths: Sequence[Path]
 ) -> None:
-    planned = []
-    for config, identity, path in zip(configs, identities, paths, strict=True):
-        planned.append(PlannedRun(folder=f"{path.parent.name}/{path.name}", **facts_of(config, identity)))
+    """Writes down what the sweep intends, so that the report can name the cells that are missing."""
+    planned = [
+        {"folder": f"{path.parent.name}/{path.name}", **facts_of(config, identity)}
+        for config, identity, path in zip(configs, identities, paths, strict=True)
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    write_json_atomic(folder / "plan.json", {"created": created, "cells": [asdict(cell) for cell in planned]})
+    write_json_atomic(folder / "plan.json", {"created": created, "cells": planned})
 
 
 def _remove_traces(folder: Path) -> None:

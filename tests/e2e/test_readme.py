@@ -38,9 +38,7 @@ def test_the_readme_shows_the_commands_that_are_tested_here() -> None:
 
 
 @pytest.mark.parametrize("arguments", LAUNCHES, ids=" ".join)
-def test_launch_command_passes_the_check(
-    arguments: list[str], image_root: Path, tmp_path: Path
-) -> None:
+def test_launch_command_passes_the_check(arguments: list[str], image_root: Path, tmp_path: Path) -> None:
     from gda.models import create_model
 
     overrides = [argument for argument in arguments if argument != "-m"]
@@ -78,7 +76,13 @@ def test_own_method_runs_as_written(tmp_path: Path) -> None:
     (command,) = [command for command in COMMANDS if "--config-dir" in command]
     assert command.startswith("PYTHONPATH=. python launch.py ")
     arguments = command.removeprefix("PYTHONPATH=. python launch.py ").split()
-    small = ["teacher=resnet8", "recipe.epochs=1", "trainer.threads=1", "tracking=none", f"runs={tmp_path / 'runs'}"]
+    small = [
+        "teacher=resnet8",
+        "recipe.epochs=1",
+        "trainer.threads=1",
+        "tracking=none",
+        f"runs={tmp_path / 'runs'}",
+    ]
 
     def launch(*more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -303,6 +303,21 @@ def test_a_term_must_be_a_term(faults: Faults) -> None:
     assert "not a Term" in found["distiller.terms.mine._target_"]
 
 
+def test_an_own_term_may_not_take_the_name_of_an_alignment_term(faults: Faults) -> None:
+    """One of the two would be dropped without a word."""
+    own = {"sinkhorn": {"_target_": "gda.distillers.kd.KD", "weight": 1.0}}
+    assert faults({"distiller.terms": own}, "alignment=none") == {}
+    found = faults({"distiller.terms": own}, "alignment=gda")
+    assert any("sinkhorn" in text for text in found.values())
+
+
+def test_a_loss_of_nothing(faults: Faults) -> None:
+    changes = {"distiller.ground_truth_weight": 0}
+    assert faults(changes, "distiller=kd") == {}
+    found = faults(changes, "distiller=vanilla", "alignment=none")
+    assert any(where.startswith("distiller") for where in found)
+
+
 def test_an_unknown_model_name(faults: Faults) -> None:
     found = faults({"student.name": "resnet65"})
     assert set(found) == {"student.name"}

@@ -142,9 +142,7 @@ def test_the_command_line_stops_with_one_report(capsys: pytest.CaptureFixture[st
     assert "distiller=kd" in printed.err
 
 
-def test_a_right_command_line_passes_in_silence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_right_command_line_passes_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "distiller").mkdir()
     (tmp_path / "distiller" / "mine.yaml").write_text("name: mine\n")
     answer_or_stop(CONF, ["--config-dir", str(tmp_path), "-m", "distiller=mine,kd", "seed=0,1"])
