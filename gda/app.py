@@ -18,7 +18,7 @@ from torch import nn
 
 from gda.config.check import check, resolved
 from gda.config.faults import ConfigFaults
-from gda.config.identity import Identity, architecture, teacher_run
+from gda.config.identity import Identity, active_terms, architecture, teacher_run
 from gda.config.inputs import facts_of, identify_run, run_path
 from gda.config.schema import Recipe, Tracking, TrainerSettings
 from gda.distillers.distiller import Distiller
@@ -27,6 +27,7 @@ from gda.models.checkpoints import load_checkpoint
 from gda.report.single import write_run_report
 from gda.seeding import seeded
 from gda.tasks.task import Task
+from gda.tracking.console import set_up_logging
 from gda.tracking.mlflow_mirror import MLflowMirror
 from gda.tracking.mlflow_store import default_uri
 from gda.tracking.provenance import collect_provenance
@@ -63,7 +64,7 @@ def run(config: DictConfig) -> None:
         SystemExit: Something is wrong with the config, or the run failed or was interrupted. The
             reason stands on standard error, without a traceback.
     """
-    _set_up_logging()
+    set_up_logging()
     try:
         plain = resolved(config)
         if plain.get("check") is True:
@@ -77,6 +78,10 @@ def run(config: DictConfig) -> None:
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        sys.stderr.write(f"{error.filename or 'A file'}: {error.strerror or error}. Nothing was lost; ")
+        sys.stderr.write("make room (or set runs=FOLDER), then issue the same command again.\n")
+        raise SystemExit(UserError.exit_code) from None
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted. What was finished is kept; the same command continues.\n")
         raise SystemExit(RunInterrupted.exit_code) from None
@@ -220,13 +225,10 @@ def _teacher(
 
 
 def _distiller(config: Config) -> Distiller:
-    nodes = dict(config["distiller"]["terms"])
-    if config["alignment"]["enabled"]:
-        nodes |= {name: config["alignment"][name] for name in ("fisher_rao", "sinkhorn")}
     terms = {}
-    for name, node in nodes.items():
+    for path, node in active_terms(config).items():
         term = {key: value for key, value in node.items() if key != "weight"}
-        terms[name] = (instantiate(term, _convert_="all"), node["weight"])
+        terms[path.rpartition(".")[2]] = (instantiate(term, _convert_="all"), node["weight"])
     ground_truth = {key: value for key, value in config["ground_truth"].items() if key != "name"}
     return Distiller(
         instantiate(ground_truth, _convert_="all"), config["distiller"]["ground_truth_weight"], terms
@@ -285,13 +287,3 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _set_up_logging() -> None:
-    logging.getLogger("gda").setLevel(logging.DEBUG)
-    if not logging.getLogger("gda").handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setLevel(logging.INFO)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logging.getLogger("gda").addHandler(handler)
-        logging.getLogger("gda").propagate = False

@@ -19,6 +19,7 @@ from gda.config.identity import Identity
 from gda.config.inputs import facts_of, identify_run, run_path
 from gda.errors import RunInterrupted
 from gda.tracking.atomic import write_json_atomic
+from gda.tracking.console import set_up_logging
 from gda.tracking.run_folder import RunFolder
 
 logger = logging.getLogger("gda")
@@ -50,6 +51,7 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction, sweep_folder: str) -> lis
     Raises:
         SystemExit: The grid has faults, or a cell failed, or Ctrl-C was pressed.
     """
+    set_up_logging()
     folder = Path(sweep_folder)
     try:
         configs = _checked(cells)

@@ -11,9 +11,12 @@ from gda.config.fit import (
     check_batches,
     check_dataset,
     check_device,
+    check_loss,
     check_models,
-    check_runs_folder,
-    check_teacher,
+    check_place,
+    check_recipe,
+    check_teacher_needed,
+    check_teacher_weights,
     check_tracking,
 )
 from gda.config.schema import Config
@@ -44,25 +47,31 @@ def check(config: Mapping[str, Any]) -> list[Fault]:
     """
     faults = check_structure(config)
     broken = {fault.where.split(".")[0] for fault in faults}
-    if {"study", "seed", "check", "runs"} & broken or any(
-        name not in config for name in Config.__annotations__
-    ):
+    if any(name not in config for name in Config.__annotations__):
         return faults
     facts = None
     if "dataset" not in broken:
         problems, facts = check_dataset(config)
         faults += problems
-    if facts is not None and "recipe" not in broken:
-        faults += check_batches(config, facts)
-    if not {"teacher", "student"} & broken:
-        faults += check_teacher(config, broken)
+    if not {"recipe", "student"} & broken:
+        faults += check_recipe(config)
         if facts is not None:
-            faults += check_models(config, facts.classes, broken)
+            faults += check_batches(config["recipe"], facts)
+    if not {"distiller", "alignment", "ground_truth"} & broken:
+        faults += check_loss(config)
+        if "teacher" not in broken:
+            faults += check_teacher_needed(config)
+    if not {"teacher", "dataset"} & broken:
+        faults += check_teacher_weights(config)
+    if not {"teacher", "student", "distiller", "alignment"} & broken:
+        faults += check_models(config, None if facts is None else facts.classes)
     if "trainer" not in broken:
         faults += check_device(config["trainer"])
     if "tracking" not in broken:
         faults += check_tracking(config["tracking"])
-    return faults + check_runs_folder(config["runs"])
+    if not {"study", "runs"} & broken:
+        faults += check_place(config)
+    return faults
 
 
 def _broken_interpolations(node: Any, path: str) -> Iterator[Fault]:

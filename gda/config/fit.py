@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,13 @@ import torch
 from torch import nn
 
 from gda.config.faults import Fault
-from gda.config.identity import architecture
+from gda.config.identity import active_terms, architecture
 from gda.config.signature import construct, locate
-from gda.config.structure import terms_of
 from gda.data.source import DatasetFacts
+from gda.distillers.schedule import Weight
 from gda.distillers.term import Term
 from gda.errors import UserError
+from gda.models import list_models
 from gda.models.checkpoints import mismatches, read_state_dict
 from gda.tracking.mlflow_store import absolute_uri
 
@@ -33,25 +36,34 @@ def check_dataset(config: Mapping[str, Any]) -> tuple[list[Fault], DatasetFacts 
         return [Fault("dataset", str(error))], None
 
 
-def check_batches(config: Mapping[str, Any], facts: DatasetFacts) -> list[Fault]:
-    """Checks batch size, learning rate and image sizes against the data set."""
-    recipe = config["recipe"]
+def check_recipe(config: Mapping[str, Any]) -> list[Fault]:
+    """Checks what a recipe must have whatever the data set: a learning rate, an optimiser, a batch."""
+    recipe, student = config["recipe"], config["student"].get("name")
+    faults = []
+    if recipe["lr"] is None and not {"default", student} & set(recipe["lr_by_model"]):
+        faults.append(Fault("recipe.lr", "there is no learning rate for this student", "recipe.lr=0.05"))
+    if recipe["batch_size"] < 2:
+        what = "a batch of one image has no batch statistics: batch norm and alignment need two"
+        faults.append(Fault("recipe.batch_size", what, "recipe.batch_size=64"))
+    options = {key: value for key, value in recipe["optimizer"].items() if not key.startswith("_")}
+    try:
+        # Optimisers check their own ranges first and refuse an empty list next; with a parameter, torch
+        # would import its compiler here, which takes two seconds.
+        locate(recipe["optimizer"]["_target_"])([], lr=0.1, **options)
+    except (TypeError, ValueError) as error:
+        if "empty parameter list" not in str(error):
+            faults.append(Fault("recipe.optimizer", str(error)))
+    return faults
+
+
+def check_batches(recipe: Mapping[str, Any], facts: DatasetFacts) -> list[Fault]:
+    """Checks batch size and image sizes against the data set."""
     batch, size = recipe["batch_size"], facts.train_size
     faults = []
-    if recipe["lr"] is None and not {"default", config["student"].get("name")} & set(recipe["lr_by_model"]):
-        faults.append(Fault("recipe.lr", "there is no learning rate for this student", "recipe.lr=0.05"))
-    if batch < 2:
-        faults.append(
-            Fault(
-                "recipe.batch_size",
-                "a batch of one image has no batch statistics: batch norm and alignment need two",
-                "recipe.batch_size=64",
-            )
-        )
-    elif recipe["drop_last"] and batch > size:
+    if recipe["drop_last"] and batch > size:
         what = f"{size} training images do not fill one batch of {batch}, and drop_last is on"
         faults.append(Fault("recipe.batch_size", what, f"recipe.batch_size={max(2, size)}"))
-    elif not recipe["drop_last"] and size % batch == 1:
+    elif not recipe["drop_last"] and size % batch == 1 and batch > 1:
         what = f"the last batch of an epoch would hold one image ({size} images in batches of {batch})"
         faults.append(Fault("recipe.batch_size", what, "recipe.drop_last=true"))
     return faults + _check_image_sizes(recipe, facts)
@@ -84,55 +96,53 @@ def _check_image_sizes(recipe: Mapping[str, Any], facts: DatasetFacts) -> list[F
     return faults
 
 
-def check_teacher(config: Mapping[str, Any], broken: set[str]) -> list[Fault]:
-    """Checks that there is a teacher where the loss reads one, and that it has weights.
+def check_loss(config: Mapping[str, Any]) -> list[Fault]:
+    """Checks that there is something to train on."""
+    weight = config["distiller"]["ground_truth_weight"]
+    if active_terms(config) or Weight.parse(weight).value != 0:
+        return []
+    what = "every weight of the loss is 0: there is nothing to train on"
+    return [Fault("distiller.ground_truth_weight", what, "distiller.ground_truth_weight=1.0")]
 
-    Args:
-        config: The resolved config.
-        broken: Nodes that are already known to be faulty.
-    """
+
+def check_teacher_needed(config: Mapping[str, Any]) -> list[Fault]:
+    """Checks that there is a teacher where the loss reads one."""
+    targets = [node["_target_"] for node in active_terms(config).values()]
+    targets.append(config["ground_truth"]["_target_"])
+    needed = any(getattr(locate(target), "needs_teacher", True) for target in targets)
+    if config["teacher"]["name"] is not None or not needed:
+        return []
+    what = "this loss learns from a teacher, and there is none"
+    return [
+        Fault("teacher", what, "teacher=resnet56, or distiller=vanilla alignment=none ground_truth=labels")
+    ]
+
+
+def check_teacher_weights(config: Mapping[str, Any]) -> list[Fault]:
+    """Checks that a teacher has weights: one without would teach noise, silently."""
     teacher = config["teacher"]
     if teacher["name"] is None:
-        if {"distiller", "alignment", "ground_truth"} & broken or not _needs_teacher(config):
-            return []
-        what = "this loss learns from a teacher, and there is none"
-        return [
-            Fault(
-                "teacher", what, "teacher=resnet56, or distiller=vanilla alignment=none ground_truth=labels"
-            )
-        ]
+        return []
     if teacher["checkpoint"] is None and not teacher.get("pretrained"):
         what = "a teacher without weights would teach noise"
         return [Fault("teacher.checkpoint", what, "teacher.checkpoint=auto, or a file")]
     if teacher["checkpoint"] == "auto":
         if teacher["checkpoint_select"] == "best" and not config["dataset"].get("validation"):
             what = "the best epoch is chosen on held-out images, and none are held out"
-            return [
-                Fault(
-                    "teacher.checkpoint_select",
-                    what,
-                    "teacher.checkpoint_select=last or dataset.validation=0.1",
-                )
-            ]
+            fix = "teacher.checkpoint_select=last or dataset.validation=0.1"
+            return [Fault("teacher.checkpoint_select", what, fix)]
     elif teacher["checkpoint"] is not None and not Path(teacher["checkpoint"]).is_file():
         what = f"there is no file {teacher['checkpoint']}"
         return [Fault("teacher.checkpoint", what, "teacher.checkpoint=auto trains this teacher")]
     return []
 
 
-def _needs_teacher(config: Mapping[str, Any]) -> bool:
-    targets = [term["_target_"] for _, term in terms_of(config, active_only=True)]
-    targets.append(config["ground_truth"]["_target_"])
-    return any(getattr(locate(target), "needs_teacher", True) for target in targets)
-
-
-def check_models(config: Mapping[str, Any], classes: int, broken: set[str]) -> list[Fault]:
-    """Builds both models without memory and checks weights and tapped modules against them.
+def check_models(config: Mapping[str, Any], classes: int | None) -> list[Fault]:
+    """Builds both models and checks weights and tapped modules against them.
 
     Args:
         config: The resolved config.
-        classes: Classes of the data set.
-        broken: Nodes that are already known to be faulty.
+        classes: Classes of the data set; null when it could not be asked.
     """
     faults = []
     models: dict[str, nn.Module] = {}
@@ -140,25 +150,27 @@ def check_models(config: Mapping[str, Any], classes: int, broken: set[str]) -> l
         if config[role]["name"] is None:
             continue
         try:
-            models[role] = _skeleton(json.dumps(architecture(config[role]), sort_keys=True), classes)
+            models[role] = _skeleton(json.dumps(architecture(config[role]), sort_keys=True), classes or 10)
         except UserError as error:
             faults.append(Fault(f"{role}.name", str(error)))
         except Exception as error:
             faults.append(Fault(role, f"the model can't be built: {type(error).__name__}: {error}"))
-    if "teacher" in models:
+    if "teacher" in models and classes is not None:
         faults += _check_weights_fit(config["teacher"], models["teacher"], classes)
-    if not {"distiller", "alignment"} & broken:
-        faults += _check_taps(config, models)
-    return faults
+    return faults + _check_taps(config, models)
 
 
 @lru_cache(maxsize=32)  # the cells of a grid share few architectures
 def _skeleton(architecture_json: str, classes: int) -> nn.Module:
-    """Builds a model without memory or work, for its names and shapes."""
+    """Builds a model for its names and shapes.
+
+    Large models are built without memory or work, on the meta device; for the small ones of the zoo
+    the first use of that device alone takes longer, about two seconds.
+    """
     node = json.loads(architecture_json)
     if "pretrained" in node:
         node["pretrained"] = False
-    with torch.device("meta"):
+    with nullcontext() if node["name"] in list_models() else torch.device("meta"):
         model: nn.Module = construct(node, num_classes=classes)
     return model
 
@@ -207,7 +219,7 @@ def _check_pretrained(name: str, classes: int) -> list[Fault]:
 def _check_taps(config: Mapping[str, Any], models: Mapping[str, nn.Module]) -> list[Fault]:
     """Looks up the modules that the terms tap in the models that there are."""
     faults = []
-    for path, node in terms_of(config, active_only=True):
+    for path, node in active_terms(config).items():
         try:
             term = construct({key: value for key, value in node.items() if key != "weight"})
         except Exception as error:
@@ -236,9 +248,9 @@ def check_device(trainer: Mapping[str, Any]) -> list[Fault]:
         device = torch.device(name)
     except RuntimeError:
         return [Fault("trainer.device", f"{name!r} is not a device", "trainer.device=auto")]
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch raises all three, by device type
         return [Fault("trainer.device", f"this machine has no {name}", "trainer.device=auto")]
     return []
 
@@ -254,10 +266,16 @@ def check_tracking(tracking: Mapping[str, Any]) -> list[Fault]:
     return []
 
 
-def check_runs_folder(runs: str) -> list[Fault]:
-    """Checks that run folders can be made."""
-    folder = Path(runs).absolute()
+def check_place(config: Mapping[str, Any]) -> list[Fault]:
+    """Checks that run folders can be made, inside the folder of all runs."""
+    study = config["study"]
+    faults = []
+    if not re.fullmatch(r"\w[\w.+ -]*", study):
+        plain = re.sub(r"[^\w.+-]+", "_", study).strip("_.") or "NAME"
+        what = f"{study!r} is no folder name (letters, digits, and . _ + - within)"
+        faults.append(Fault("study", what, f"study={plain}"))
+    folder = Path(config["runs"]).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        return [Fault("runs", f"the folder {folder} can't be written", "runs=FOLDER")]
-    return []
+        faults.append(Fault("runs", f"the folder {folder} can't be written", "runs=FOLDER"))
+    return faults

@@ -39,6 +39,9 @@ _NEUTRAL = {
     "trainer": ("device", "channels_last", "compile", "deterministic", "threads", "finite_check_every"),
 }
 
+ALIGNMENT_TERMS = ("fisher_rao", "sinkhorn")
+"""The terms of the alignment node; no term of a distiller may have their names."""
+
 VANILLA: dict[str, Any] = {"name": "vanilla", "ground_truth_weight": 1.0, "terms": {}}
 """The distiller node of plain training, as in ``conf/distiller/vanilla.yaml``."""
 
@@ -105,11 +108,20 @@ def label_of(config: Mapping[str, Any]) -> str:
 
 def uses_teacher(config: Mapping[str, Any]) -> bool:
     """Says whether the loss reads the teacher; a teacher of plain training only measures fidelity."""
-    return bool(
-        config["distiller"]["terms"]
-        or config["alignment"]["enabled"]
-        or config["ground_truth"]["name"] != "labels"
-    )
+    return bool(active_terms(config)) or config["ground_truth"]["name"] != "labels"
+
+
+def active_terms(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns the nodes of the terms that are computed, by dotted path: enabled, and of weight not 0."""
+    nodes = {f"distiller.terms.{name}": node for name, node in config["distiller"]["terms"].items()}
+    if config["alignment"]["enabled"]:
+        nodes |= {f"alignment.{name}": config["alignment"][name] for name in ALIGNMENT_TERMS}
+    return {path: node for path, node in nodes.items() if _weighs(node)}
+
+
+def _weighs(term: Mapping[str, Any]) -> bool:
+    weight = term.get("weight")
+    return bool((weight.get("value", 1.0) if isinstance(weight, Mapping) else weight) != 0)
 
 
 def without_alignment(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,7 +174,7 @@ def _group(config: Mapping[str, Any], weights: str | None, data: str | None) -> 
     if not uses_teacher(config):
         del nodes["teacher"]
         weights = None
-    if not config["alignment"]["enabled"]:
+    if not any(path.startswith("alignment.") for path in active_terms(config)):
         del nodes["alignment"]
     table = _left_out()
     content: dict[str, Any] = {
@@ -187,7 +199,7 @@ def _canonical(node: Any, left_out: Any, targets: Mapping[str, Any]) -> Any:
             key: _canonical(value, table.get(key) if isinstance(value, Mapping) else None, targets)
             for key, value in node.items()
             if not (key in table and not isinstance(value, Mapping) and table[key] == value)
-            and not (isinstance(value, Mapping) and value.get("weight") in (0, 0.0))
+            and not (isinstance(value, Mapping) and "weight" in value and not _weighs(value))
         }
     if isinstance(node, list | tuple):
         return [_canonical(item, None, targets) for item in node]

@@ -95,9 +95,11 @@ def scan(overrides: Sequence[str], folders: Sequence[Path]) -> list[Fault]:
             match = near(key, [*groups, *top_level], 1)
             fix = f"{match[0]}={_value_text(override)}" if match else ""
             faults.append(Fault(key, f"there is no config group or key of this name; {hint}", fix))
-    if dotted and not faults:
-        faults = _unknown_keys(dotted, [o for o in parsed if o.key_or_group in groups], folders)
-    return faults
+    # A group with an unknown choice composes with its default, and its own keys are left for later.
+    faulty = {fault.where for fault in faults}
+    chosen = [each for each in parsed if each.key_or_group in groups and each.key_or_group not in faulty]
+    asked = [each for each in dotted if each.key_or_group.split(".")[0] not in faulty]
+    return faults + (_unknown_keys(asked, chosen, folders) if asked else [])
 
 
 def _groups(folders: Sequence[Path]) -> dict[str, list[str]]:

@@ -198,7 +198,7 @@ def learning_rate(lr: float | None, by_model: Mapping[str, float], student: str)
     Raises:
         KeyError: There is neither.
     """
-    return float(lr if lr is not None else by_model.get(student, by_model["default"]))
+    return float(lr if lr is not None else by_model[student if student in by_model else "default"])
 
 
 NESTED = {

@@ -83,7 +83,10 @@ def check_call(
         All faults of the node's arguments, each with the override that would fix it. Values that are
         mappings with a ``_target_`` of their own are accepted here and checked on their own.
     """
-    parameters = inspect.signature(target).parameters
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return []  # a built-in that does not say what it takes
     hints = _type_hints(target)
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     named = {
@@ -128,16 +131,15 @@ def check_value(where: str, value: Any, hint: Any, default: Any = inspect.Parame
     fix = _default_fix(where, default)
     if expected:
         return [Fault(where, f"{_show(value)} is not {expected}", fix)]
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        options = [option for option in typing.get_args(hint) if not _mismatch(value, option)]
+        return check_value(where, value, options[0], default)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return [
             Fault(where, f"{_show(value)} must be {bound}", fix)
             for bound in bounds
             if not bound.contains(value)
         ]
-    if typing.get_origin(hint) in (Union, types.UnionType) and value is not None:
-        for option in typing.get_args(hint):
-            if typing.get_origin(option) is Annotated and not _mismatch(value, typing.get_args(option)[0]):
-                return check_value(where, value, option, default)
     return []
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gda.config.faults import Fault
+from gda.config.identity import ALIGNMENT_TERMS
 from gda.config.schema import NESTED, Config, Weights
 from gda.config.signature import TargetError, check_call, check_value, locate
 from gda.distillers.schedule import Weight
@@ -48,7 +49,9 @@ def check_structure(config: Mapping[str, Any]) -> list[Fault]:
         )
         if teacher.get("name") is not None:
             nodes.append(("teacher", teacher, ("num_classes",), _WEIGHT_KEYS))
-    for path, term in terms_of(config):
+    for path, term in _terms(config):
+        if term is None and path.startswith("distiller."):
+            faults.append(Fault(path, "a term can't be null", f"~{path}"))
         nodes.append((path, term, (), ("weight",)))
         if isinstance(term, Mapping):
             faults += _check_weight(f"{path}.weight", term.get("weight"))
@@ -61,7 +64,7 @@ def check_structure(config: Mapping[str, Any]) -> list[Fault]:
             ]
     for path, node, supplied, ignored in nodes:
         faults += _check_target(path, node, supplied, ignored)
-    return list(dict.fromkeys(faults))
+    return list(dict.fromkeys(faults + _taken_names(config)))
 
 
 def _check_target(path: str, node: Any, supplied: tuple[str, ...], ignored: tuple[str, ...]) -> list[Fault]:
@@ -87,20 +90,25 @@ def _check_weight(path: str, weight: Any) -> list[Fault]:
     return check_value(path, weight, hint)
 
 
-def terms_of(config: Mapping[str, Any], active_only: bool = False) -> list[tuple[str, Any]]:
-    """Returns the paths and nodes of all terms; optionally only those that are computed."""
-    terms = _at(config, "distiller.terms")
-    nodes = (
-        [(f"distiller.terms.{name}", node) for name, node in terms.items()]
-        if isinstance(terms, Mapping)
-        else []
-    )
-    alignment = config.get("alignment")
-    if isinstance(alignment, Mapping) and (alignment.get("enabled") or not active_only):
-        nodes += [(f"alignment.{name}", alignment.get(name)) for name in ("fisher_rao", "sinkhorn")]
-    if active_only:
-        nodes = [(path, node) for path, node in nodes if Weight.parse(node["weight"]).value != 0]
+def _terms(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Returns the paths and nodes of all terms, computed or not."""
+    terms, alignment = _at(config, "distiller.terms"), config.get("alignment")
+    nodes = []
+    if isinstance(terms, Mapping):
+        nodes += [(f"distiller.terms.{name}", node) for name, node in terms.items()]
+    if isinstance(alignment, Mapping):
+        nodes += [(f"alignment.{name}", alignment.get(name)) for name in ALIGNMENT_TERMS]
     return nodes
+
+
+def _taken_names(config: Mapping[str, Any]) -> list[Fault]:
+    """Refuses terms that the alignment's would replace."""
+    terms, alignment = _at(config, "distiller.terms"), config.get("alignment")
+    if not isinstance(terms, Mapping) or not isinstance(alignment, Mapping) or not alignment.get("enabled"):
+        return []
+    taken = [name for name in (*ALIGNMENT_TERMS, "ground_truth") if name in terms]
+    what = "this name belongs to a term of the alignment or to the supervised term; name yours otherwise"
+    return [Fault(f"distiller.terms.{name}", what, "alignment=none") for name in taken]
 
 
 def _at(config: Mapping[str, Any], path: str) -> Any:

@@ -67,7 +67,9 @@ def load(path: Path) -> dict[str, Any]:
         if damaged is not None:
             raise CheckpointError(f"The checkpoint {path} is damaged (record {damaged} fails its checksum).")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, OSError, ValueError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile, pickle and torch raise many kinds for damaged bytes
         raise CheckpointError(f"The checkpoint {path} is truncated or damaged ({error}).") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"The file {path} is not a checkpoint of a run.")

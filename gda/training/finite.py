@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gda.errors import UserError
 from gda.tasks.task import StepOutput
@@ -48,6 +48,34 @@ class FiniteGuard:
                 if not bool(torch.isfinite(output.loss)):
                     raise NonFiniteLoss(_describe(epoch, step, output))
         self._waiting.clear()
+
+
+def require_finite_weights(modules: Mapping[str, nn.Module], epoch: int) -> None:
+    """Stops before a checkpoint would hold weights or batch statistics that are not finite.
+
+    The last step of an epoch can be too long while its loss was still a number.
+
+    Args:
+        modules: What is trained.
+        epoch: The epoch that has just ended, counted from 0.
+
+    Raises:
+        NonFiniteLoss: A parameter or buffer is not finite.
+    """
+    tensors = {
+        f"{name}.{key}": tensor
+        for name, module in modules.items()
+        for key, tensor in module.state_dict().items()
+        if tensor.is_floating_point()
+    }
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()])
+    if not bool(finite.all()):
+        bad = [name for name, good in zip(tensors, finite.tolist(), strict=True) if not good]
+        raise NonFiniteLoss(
+            f"After the last step of epoch {epoch + 1} weights are not finite, though its losses were: "
+            f"{', '.join(bad[:3])}{f' and {len(bad) - 3} more' if len(bad) > 3 else ''}. The last good "
+            "checkpoint is kept. A lower recipe.lr or recipe.gradient_clip=1 usually helps."
+        )
 
 
 def _describe(epoch: int, step: int, output: StepOutput) -> str:

@@ -15,7 +15,7 @@ from gda.seeding import stream_seed
 from gda.tasks.task import StepOutput, Task
 from gda.tracking.run_folder import Row, RunFolder
 from gda.training import checkpoint
-from gda.training.finite import FiniteGuard
+from gda.training.finite import FiniteGuard, require_finite_weights
 from gda.training.precision import Precision
 from gda.training.progress import ProgressDisplay
 from gda.training.result import SELECTION, is_better, result_of
@@ -128,6 +128,7 @@ class Trainer:
             images += output.images
             display.step(images / (time.perf_counter() - started))
         self.guard.look()
+        require_finite_weights(self.task.modules, epoch)
         return {name: float(value) / images for name, value in sums.items()}, images
 
     def _evaluate(self) -> Row:

@@ -20,7 +20,8 @@ def choices(group: str) -> list[str]:
     return sorted(str(file.with_suffix("")) for file in files if not file.name.startswith("_"))
 
 
-GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "model")
+BEHIND = ("model", "_shared")  # parts of choices, not choices
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in BEHIND)
 PRESETS = [(group, choice) for group in GROUPS for choice in choices(group)]
 
 
