@@ -14,7 +14,6 @@ figure and its gradient are compared and nothing of it is taken over:
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +33,6 @@ PATTERN = re.compile(
     r"(?P<name>dkd_baseline|dkd|aug_conf|adapt_conf)\|epoch=(?P<epoch>\d+)\|th=(?P<th>[\d.]+)\|T=(?P<T>\d+)"
     r"(\|a1 b0\.5)?(\|fr=(?P<fr>[\d.]+),sk=(?P<sk>[\d.]+))?"
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small gain nothing from more threads, and wait for them on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def mean_confidence(student: Tensor, teacher: Tensor, tau: float, ramp: float) -> float:

@@ -13,7 +13,7 @@ What is not compared, and why:
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -82,15 +82,6 @@ PART_CASES = [
         "method:adaptconf_gt1_kd0.5_T4_th0.5",
     ]
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small gain nothing from more threads, and wait for them on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def inputs_of(s: Tensor, t: Tensor, y: Tensor, progress: Progress) -> TermInputs:

@@ -7,7 +7,6 @@ step. Measured: within 1.0 times that distance, which is given to one digit; 2 t
 import json
 import math
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,14 +20,6 @@ from gda.distillers.kd import KD
 from gda.distillers.sinkhorn import Sinkhorn
 
 RUNS = json.loads((Path(__file__).parent / "golden" / "trajectory_image_classification.json").read_text())
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def seeded(text: str) -> torch.Generator:
