@@ -1,5 +1,6 @@
 """The door: scans the command line for typos, then composes ``conf/`` and hands over to ``gda.app``."""
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -17,5 +18,9 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    answer_or_stop(Path(__file__).parent / "conf")
-    main()
+    try:
+        answer_or_stop(Path(__file__).parent / "conf")
+        main()
+    except KeyboardInterrupt:  # outside a run, which has its own words
+        sys.stderr.write("Interrupted. What was finished is kept; the same command continues.\n")
+        sys.exit(130)

@@ -1,5 +1,6 @@
 """One composed config becomes one finished run."""
 
+import errno
 import logging
 import signal
 import sys
@@ -18,8 +19,8 @@ from torch import nn
 
 from gda.config.check import check, resolved
 from gda.config.faults import ConfigFaults
-from gda.config.identity import Identity, active_terms, architecture, teacher_run
-from gda.config.inputs import facts_of, identify_run, run_path
+from gda.config.identity import Identity, active_terms, architecture, teacher_run, uses_teacher
+from gda.config.inputs import facts_of, identify_run, run_path, weights_identity
 from gda.config.schema import Recipe, Tracking, TrainerSettings
 from gda.distillers.distiller import Distiller
 from gda.errors import RunInterrupted, UserError
@@ -32,6 +33,7 @@ from gda.tracking.mlflow_mirror import MLflowMirror
 from gda.tracking.mlflow_store import default_uri
 from gda.tracking.provenance import collect_provenance
 from gda.tracking.run_folder import Row, RunFolder
+from gda.training.checkpoint import LAST
 from gda.training.parameter_groups import parameter_groups
 from gda.training.trainer import Trainer
 
@@ -79,8 +81,9 @@ def run(config: DictConfig) -> None:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(error.exit_code) from None
     except OSError as error:
-        sys.stderr.write(f"{error.filename or 'A file'}: {error.strerror or error}. Nothing was lost; ")
-        sys.stderr.write("make room (or set runs=FOLDER), then issue the same command again.\n")
+        advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "put that right"
+        sys.stderr.write(f"{error.filename or 'A file'} can't be written: {error.strerror or error}. ")
+        sys.stderr.write(f"Nothing was lost: {advice} (or set runs=FOLDER), then issue the command again.\n")
         raise SystemExit(UserError.exit_code) from None
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted. What was finished is kept; the same command continues.\n")
@@ -107,12 +110,14 @@ def finish(config: Config, is_input: bool = False) -> FinishedRun:
     what = f"teacher {config['student']['name']}" if is_input else identity.label
     title = f"{what} seed {config['seed']}"
     folder = RunFolder(run_path(config, identity))
-    if folder.is_done():
+    # A teacher is there to be loaded: without its weights it is made again.
+    usable = not is_input or (folder.path / LAST).exists()
+    if folder.is_done() and usable:
         logger.log(logging.DEBUG if is_input else logging.INFO, "%s: finished before, %s", title, folder)
         return FinishedRun(folder.path, identity, folder.status()["result"], was_done=True)
     weights = _teacher_weights(config)
     with folder.owned(wait=is_input, on_wait=logger.info):
-        if not folder.is_done():  # another process may have finished it while this one waited
+        if not (folder.is_done() and usable):  # another process may have finished it while this one waited
             _train(config, identity, folder, weights, title)
     return FinishedRun(folder.path, identity, folder.status()["result"], was_done=False)
 
@@ -130,10 +135,12 @@ def _teacher_weights(config: Config) -> Path | None:
 
 def _train(config: Config, identity: Identity, folder: RunFolder, weights: Path | None, title: str) -> None:
     started = time.perf_counter()
-    folder.begin(config, _description(config, identity, weights), config["recipe"]["epochs"])
-    with folder.logged(), _interruptible():
-        mirror = _mirror(config, folder)
+    _require_same_teacher(config, folder)
+    with _interruptible(), folder.logged():
+        mirror = None
         try:
+            folder.begin(config, _description(config, identity, weights), config["recipe"]["epochs"])
+            mirror = _mirror(config, folder)
             folder.finish(_trainer(config, folder, weights, title, mirror).fit())
         except KeyboardInterrupt:
             folder.interrupt()
@@ -157,6 +164,22 @@ def _train(config: Config, identity: Identity, folder: RunFolder, weights: Path 
     logger.info("%s: %s in %.1f s, %s", title, _figures(result), time.perf_counter() - started, folder)
 
 
+def _require_same_teacher(config: Config, folder: RunFolder) -> None:
+    """Keeps plain training from going on with another teacher than its fidelity figures began with.
+
+    Plain training is one run whatever the teacher, which only measures it.
+    """
+    if not (folder.path / LAST).exists() or uses_teacher(config):
+        return
+    before = folder.description().get("teacher_identity")
+    if before != weights_identity(config, also_unused=True):
+        name = folder.description().get("teacher")
+        raise UserError(
+            f"{folder} holds plain training that was begun with teacher={name or 'none'}, against which its "
+            "agreement is measured, and is not finished. Finish it with that teacher, or remove the folder."
+        )
+
+
 def _mirror(config: Config, folder: RunFolder) -> MLflowMirror | None:
     tracking = Tracking(**config["tracking"])
     if not tracking.enabled:
@@ -177,8 +200,7 @@ def _trainer(
     with seeded(seed, "student"):
         student = _on(device, instantiate(config["student"], num_classes=classes, _convert_="all"), settings)
     teacher = _teacher(config, classes, weights, device, settings)
-    with seeded(seed, "distiller"):
-        distiller = _distiller(config).to(device)
+    distiller = _distiller(config).to(device)
     task_node = {key: value for key, value in config["task"].items() if key != "name"}
     # Deferred, then called: Hydra would turn dataclasses among the arguments into plain dicts.
     task: Task[Any] = instantiate(task_node, _partial_=True)(
@@ -226,9 +248,13 @@ def _teacher(
 
 def _distiller(config: Config) -> Distiller:
     terms = {}
-    for path, node in active_terms(config).items():
+    # In order of names, and each term from a stream of its own: what one term draws or where it stands
+    # in a file changes no other.
+    for path, node in sorted(active_terms(config).items()):
         term = {key: value for key, value in node.items() if key != "weight"}
-        terms[path.rpartition(".")[2]] = (instantiate(term, _convert_="all"), node["weight"])
+        name = path.rpartition(".")[2]
+        with seeded(config["seed"], "term", name):
+            terms[name] = (instantiate(term, _convert_="all"), node["weight"])
     ground_truth = {key: value for key, value in config["ground_truth"].items() if key != "name"}
     return Distiller(
         instantiate(ground_truth, _convert_="all"), config["distiller"]["ground_truth_weight"], terms
@@ -260,8 +286,19 @@ def _description(config: Config, identity: Identity, weights: Path | None) -> Ro
         **facts_of(config, identity),
         "selection": "validation" if config["dataset"]["validation"] else "none",
         "teacher_weights": None if weights is None else str(weights),
+        "teacher_identity": weights_identity(config, also_unused=True),
+        "teacher_run": _teacher_facts(config),
         **collect_provenance(),
     }
+
+
+def _teacher_facts(config: Config) -> Row | None:
+    """Says which run the teacher's weights come from, where they come from one that is made here."""
+    teacher = config["teacher"]
+    if teacher["name"] is None or teacher["checkpoint"] != "auto":
+        return None
+    identity = identify_run(teacher_run(config))
+    return {"group": identity.group, "seed": teacher["seed"], "select": teacher["checkpoint_select"]}
 
 
 def _figures(result: Mapping[str, Any]) -> str:

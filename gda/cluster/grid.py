@@ -1,6 +1,5 @@
 """A grid of runs: checked whole, written down, then run cell after cell."""
 
-import contextlib
 import logging
 import sys
 import time
@@ -40,30 +39,27 @@ class Cell:
     config: DictConfig
 
 
-def run_grid(cells: Sequence[Cell], run: TaskFunction, sweep_folder: str) -> list[JobReturn]:
+def run_grid(cells: Sequence[Cell], run: TaskFunction) -> list[JobReturn]:
     """Runs every cell of a grid, after checking all of them.
 
     Args:
         cells: The cells; all of one sweep.
         run: Turns one config into a finished run; raises SystemExit when it can't.
-        sweep_folder: Where the plan is written.
 
     Raises:
         SystemExit: The grid has faults, or a cell failed, or Ctrl-C was pressed.
     """
     set_up_logging()
-    folder = Path(sweep_folder)
     try:
         configs = _checked(cells)
     except ConfigFaults as error:
-        stop_at(error, sweep_folder)
+        stop_at(error)
     if configs and configs[0]["check"]:
         logger.info("Nothing is wrong with the %d cells of this sweep.", len(cells))
-        _remove_traces(folder)
         return [_finished(cell) for cell in cells]
     identities = [identify_run(config) for config in configs]
     paths = [run_path(config, identity) for config, identity in zip(configs, identities, strict=True)]
-    _write_plan(folder, configs, identities, paths)
+    _write_plans(configs, identities, paths)
     done = sum(RunFolder(path).is_done() for path in paths)
     logger.info("%d cells: %d finished before, %d to run", len(cells), done, len(cells) - done)
     names = _names(cells)
@@ -94,10 +90,9 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction, sweep_folder: str) -> lis
     return [_finished(cell) for cell in cells]
 
 
-def stop_at(faults: ConfigFaults, sweep_folder: str) -> NoReturn:
+def stop_at(faults: ConfigFaults) -> NoReturn:
     """Prints the faults of a grid that was not run, and exits."""
     sys.stderr.write(f"{faults}\n")
-    _remove_traces(Path(sweep_folder))
     raise SystemExit(faults.exit_code)
 
 
@@ -139,25 +134,22 @@ def _some(cells: Sequence[Cell], names: dict[int, str], total: int) -> str:
     return f"{len(cells)} of {total} cells, first: {first}" if len(cells) > 1 else f"the cell {first}"
 
 
-def _write_plan(
-    folder: Path, configs: Sequence[dict[str, Any]], identities: Sequence[Identity], paths: Sequence[Path]
+def _write_plans(
+    configs: Sequence[dict[str, Any]], identities: Sequence[Identity], paths: Sequence[Path]
 ) -> None:
-    """Writes down what the sweep intends, so that the report can name the cells that are missing."""
-    planned = [
-        {"folder": f"{path.parent.name}/{path.name}", **facts_of(config, identity)}
-        for config, identity, path in zip(configs, identities, paths, strict=True)
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    write_json_atomic(folder / "plan.json", {"created": created, "cells": planned})
+    """Writes down what the sweep intends, so that the report can name the cells that are missing.
 
-
-def _remove_traces(folder: Path) -> None:
-    """Takes back the file and folders that Hydra's sweeper makes before any launcher is asked."""
-    with contextlib.suppress(OSError):
-        (folder / "multirun.yaml").unlink()
-        for empty in (folder, *folder.parents[:3]):
-            empty.rmdir()
+    One plan for each study that the sweep touches, ``STUDY/sweeps/<time>/plan.json``.
+    """
+    studies: dict[Path, list[dict[str, Any]]] = {}
+    for config, identity, path in zip(configs, identities, paths, strict=True):
+        cell = {"folder": f"{path.parent.name}/{path.name}", **facts_of(config, identity)}
+        studies.setdefault(path.parent.parent, []).append(cell)
+    for study, planned in studies.items():
+        folder = study / "sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
+        folder.mkdir(parents=True, exist_ok=True)
+        created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        write_json_atomic(folder / "plan.json", {"created": created, "cells": planned})
 
 
 def _finished(cell: Cell) -> JobReturn:

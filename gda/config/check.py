@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gda.config.faults import ConfigFaults, Fault
@@ -34,7 +34,11 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         raise ConfigFaults(faults)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key not in ("experiment", "sweep")}
+    config_only = {str(key): value for key, value in plain.items() if key not in ("experiment", "sweep")}
+    for node, key in ((config_only, "study"), (config_only.get("tracking"), "experiment")):
+        if isinstance(node, dict) and isinstance(node.get(key), int | float):
+            node[key] = str(node[key])  # a study called 2024 is a name, not a number
+    return config_only
 
 
 def check(config: Mapping[str, Any]) -> list[Fault]:
@@ -69,18 +73,18 @@ def check(config: Mapping[str, Any]) -> list[Fault]:
         faults += check_device(config["trainer"])
     if "tracking" not in broken:
         faults += check_tracking(config["tracking"])
-    if not {"study", "runs"} & broken:
+    if not {"study", "runs", "tracking"} & broken:
         faults += check_place(config)
     return faults
 
 
 def _broken_interpolations(node: Any, path: str) -> Iterator[Fault]:
     """Finds values that lead nowhere, by their dotted path."""
-    if not isinstance(node, DictConfig) or node._is_missing() or node._is_none():
+    if not isinstance(node, DictConfig | ListConfig) or node._is_missing() or node._is_none():
         return
-    for name in node:
-        key = str(name)
-        where = f"{path}.{key}" if path else key
+    keys = range(len(node)) if isinstance(node, ListConfig) else list(node)
+    for key in keys:
+        where = f"{path}.{key}" if path else str(key)
         try:
             child = node._get_node(key) if OmegaConf.is_missing(node, key) else node[key]
         except OmegaConfBaseException as error:

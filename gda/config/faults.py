@@ -21,7 +21,8 @@ class Fault:
     fix: str = ""
 
     def __str__(self) -> str:
-        line = f"{self.where}: {self.what}" if self.where else self.what
+        what = self.what.rstrip(".")
+        line = f"{self.where}: {what}" if self.where else what
         return f"{line}. Try: {self.fix}" if self.fix else line
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gda.config.faults import Fault
-from gda.config.identity import active_terms, architecture
+from gda.config.identity import TEACHERS, active_terms, architecture, uses_teacher
 from gda.config.signature import construct, locate
 from gda.data.source import DatasetFacts
 from gda.distillers.schedule import Weight
@@ -29,19 +29,24 @@ def check_dataset(config: Mapping[str, Any]) -> tuple[list[Fault], DatasetFacts 
     try:
         source = construct(config["dataset"])
         problems = source.problems()
-        if problems:
-            return [Fault("dataset", problem) for problem in problems], None
-        return [], source.facts()
+        faults = [Fault("dataset", problem) for problem in problems]
+        return faults, source.facts() if not problems else source.known_facts()
     except UserError as error:
         return [Fault("dataset", str(error))], None
 
 
 def check_recipe(config: Mapping[str, Any]) -> list[Fault]:
     """Checks what a recipe must have whatever the data set: a learning rate, an optimiser, a batch."""
-    recipe, student = config["recipe"], config["student"].get("name")
+    recipe = config["recipe"]
+    trained = [config["student"].get("name")]
+    if config["teacher"].get("checkpoint") == "auto" and config["teacher"].get("name") is not None:
+        trained.append(config["teacher"]["name"])
     faults = []
-    if recipe["lr"] is None and not {"default", student} & set(recipe["lr_by_model"]):
-        faults.append(Fault("recipe.lr", "there is no learning rate for this student", "recipe.lr=0.05"))
+    known = recipe["lr_by_model"]
+    lacking = [str(model) for model in trained if "default" not in known and model not in known]
+    if recipe["lr"] is None and lacking:
+        what = f"there is no learning rate for {' and '.join(dict.fromkeys(lacking))}"
+        faults.append(Fault("recipe.lr", what, "recipe.lr=0.05"))
     if recipe["batch_size"] < 2:
         what = "a batch of one image has no batch statistics: batch norm and alignment need two"
         faults.append(Fault("recipe.batch_size", what, "recipe.batch_size=64"))
@@ -247,7 +252,9 @@ def check_device(trainer: Mapping[str, Any]) -> list[Fault]:
     try:
         device = torch.device(name)
     except RuntimeError:
-        return [Fault("trainer.device", f"{name!r} is not a device", "trainer.device=auto")]
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps", "xpu"):
+        return [Fault("trainer.device", f"{name!r} is not a device to train on", "trainer.device=auto")]
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):  # torch raises all three, by device type
@@ -268,12 +275,18 @@ def check_tracking(tracking: Mapping[str, Any]) -> list[Fault]:
 
 def check_place(config: Mapping[str, Any]) -> list[Fault]:
     """Checks that run folders can be made, inside the folder of all runs."""
-    study = config["study"]
     faults = []
-    if not re.fullmatch(r"\w[\w.+ -]*", study):
-        plain = re.sub(r"[^\w.+-]+", "_", study).strip("_.") or "NAME"
-        what = f"{study!r} is no folder name (letters, digits, and . _ + - within)"
-        faults.append(Fault("study", what, f"study={plain}"))
+    for where, name in (
+        ("study", config["study"]),
+        ("tracking.experiment", config["tracking"]["experiment"]),
+    ):
+        if not re.fullmatch(r"\w[\w.+ -]{0,99}", name):
+            plain = re.sub(r"[^\w.+-]+", "_", name).strip("_.")[:100] or "NAME"
+            what = f"{name!r} is no folder name (at most 100 letters, digits, and . _ + - within)"
+            faults.append(Fault(where, what, f"{where}={plain}"))
+    if config["study"] == TEACHERS and uses_teacher(config):
+        what = "this study holds the teachers that other runs share"
+        faults.append(Fault("study", what, "study=NAME"))
     folder = Path(config["runs"]).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

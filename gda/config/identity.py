@@ -35,9 +35,20 @@ _RESULT_NODES = (
 _NEUTRAL = {
     "dataset": ("root", "download", "max_memory_gib", "statistics"),
     "teacher": ("checkpoint", "checkpoint_select", "seed"),  # replaced by the identity of the weights
-    "recipe": ("evaluation_batch_size", "validation", "statistics", "lr", "lr_by_model"),
+    # label smoothing stands in ground_truth, where labels are used at all
+    "recipe": (
+        "evaluation_batch_size",
+        "validation",
+        "statistics",
+        "lr",
+        "lr_by_model",
+        "label_smoothing",
+    ),
     "trainer": ("device", "channels_last", "compile", "deterministic", "threads", "finite_check_every"),
 }
+
+TEACHERS = "teachers"
+"""The study of the runs that ``teacher.checkpoint=auto`` makes; no other run belongs there."""
 
 ALIGNMENT_TERMS = ("fisher_rao", "sinkhorn")
 """The terms of the alignment node; no term of a distiller may have their names."""
@@ -79,7 +90,7 @@ def identify(config: Mapping[str, Any], weights: str | None = None, data: str | 
     """
     label = label_of(config)
     group = _group(config, weights, data)
-    twin = _group(without_alignment(config), weights, data) if config["alignment"]["enabled"] else None
+    twin = _group(without_alignment(config), weights, data) if _is_aligned(config) else None
     student = config["student"]["name"]
     teacher = config["teacher"]["name"]
     pair = f"{teacher}-{student}" if teacher and uses_teacher(config) else str(student)
@@ -99,7 +110,7 @@ def identify(config: Mapping[str, Any], weights: str | None = None, data: str | 
 def label_of(config: Mapping[str, Any]) -> str:
     """Returns the short name of the method, e.g. ``kd+gda`` or ``vanilla (label-free)``."""
     label = str(config["distiller"]["name"])
-    if config["alignment"]["enabled"]:
+    if _is_aligned(config):
         label += f"+{config['alignment']['name']}"
     if config["ground_truth"]["name"] != "labels":
         label += " (label-free)"
@@ -117,6 +128,10 @@ def active_terms(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     if config["alignment"]["enabled"]:
         nodes |= {f"alignment.{name}": config["alignment"][name] for name in ALIGNMENT_TERMS}
     return {path: node for path, node in nodes.items() if _weighs(node)}
+
+
+def _is_aligned(config: Mapping[str, Any]) -> bool:
+    return any(path.startswith("alignment.") for path in active_terms(config))
 
 
 def _weighs(term: Mapping[str, Any]) -> bool:
@@ -137,25 +152,27 @@ def plain_training(config: Mapping[str, Any]) -> dict[str, Any]:
     changed = without_alignment(config)
     changed["distiller"] = copy.deepcopy(VANILLA)
     changed["teacher"] = dict(NO_TEACHER)
-    changed["ground_truth"] = {
-        "_target_": "gda.distillers.ground_truth.Labels",
-        "name": "labels",
-        "label_smoothing": config["recipe"]["label_smoothing"],
-    }
+    if config["ground_truth"]["name"] != "labels":
+        changed["ground_truth"] = {
+            "_target_": "gda.distillers.ground_truth.Labels",
+            "name": "labels",
+            "label_smoothing": config["recipe"]["label_smoothing"],
+        }
     return changed
 
 
 def teacher_run(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the config of the run that ``teacher.checkpoint=auto`` names.
 
-    It trains the teacher's architecture plainly, with the same data, recipe and trainer, whatever
-    the student and the distiller; all who ask for it get the same run.
+    It trains the teacher's architecture plainly, with the same data and recipe, whatever the student
+    and the distiller; all who ask for it get the same run. A student's averaging is its own.
     """
     changed = plain_training(config)
     changed["student"] = architecture(config["teacher"])
     changed["seed"] = config["teacher"]["seed"]
-    changed["study"] = "teachers"
-    changed["tracking"]["experiment"] = "teachers"
+    changed["study"] = TEACHERS
+    changed["trainer"]["ema_decay"] = None
+    changed["tracking"]["experiment"] = TEACHERS
     return changed
 
 
@@ -174,8 +191,13 @@ def _group(config: Mapping[str, Any], weights: str | None, data: str | None) -> 
     if not uses_teacher(config):
         del nodes["teacher"]
         weights = None
-    if not any(path.startswith("alignment.") for path in active_terms(config)):
+    if not _is_aligned(config):
         del nodes["alignment"]
+    else:
+        del nodes["alignment"]["name"]  # the weights say it all: sinkhorn is gda without Fisher-Rao
+    for transforms in ("train_transforms", "test_transforms"):  # applied in order, so the order counts
+        named = nodes["recipe"][transforms]
+        nodes["recipe"][transforms] = [[key, node] for key, node in named.items() if node is not None]
     table = _left_out()
     content: dict[str, Any] = {
         "version": VERSION,
@@ -197,7 +219,7 @@ def _canonical(node: Any, left_out: Any, targets: Mapping[str, Any]) -> Any:
         table = {**(left_out or {}), **targets.get(str(node.get("_target_")), {})}
         return {
             key: _canonical(value, table.get(key) if isinstance(value, Mapping) else None, targets)
-            for key, value in node.items()
+            for key, value in _plain_weight(node).items()
             if not (key in table and not isinstance(value, Mapping) and table[key] == value)
             and not (isinstance(value, Mapping) and "weight" in value and not _weighs(value))
         }
@@ -206,6 +228,14 @@ def _canonical(node: Any, left_out: Any, targets: Mapping[str, Any]) -> Any:
     if isinstance(node, float) and node.is_integer():
         return int(node)  # 1 and 1.0 are the same choice
     return node
+
+
+def _plain_weight(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Writes a weight without a warm-up as a number: both spellings are the same choice."""
+    weight = node.get("weight")
+    if not isinstance(weight, Mapping) or weight.get("warmup_epochs", 0) != 0:
+        return node
+    return {**node, "weight": weight.get("value", 1.0)}
 
 
 @cache

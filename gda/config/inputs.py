@@ -46,10 +46,15 @@ def facts_of(config: Mapping[str, Any], identity: Identity) -> dict[str, Any]:
     }
 
 
-def weights_identity(config: Mapping[str, Any]) -> str | None:
-    """Identifies the teacher's weights by what is in them, not by where they lie."""
+def weights_identity(config: Mapping[str, Any], also_unused: bool = False) -> str | None:
+    """Identifies the teacher's weights by what is in them, not by where they lie.
+
+    Args:
+        config: The resolved config, free of faults.
+        also_unused: Whether to identify a teacher that only measures fidelity, too.
+    """
     teacher = config["teacher"]
-    if teacher["name"] is None or not uses_teacher(config):
+    if teacher["name"] is None or not (also_unused or uses_teacher(config)):
         return None
     if teacher["checkpoint"] == "auto":
         group = identify_run(teacher_run(config)).group

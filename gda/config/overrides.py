@@ -38,6 +38,12 @@ def answer_or_stop(config_folder: Path, argv: Sequence[str] | None = None) -> No
     folders = [config_folder]
     if options.config_dir:
         folders.append(Path(options.config_dir))
+        if not folders[-1].is_dir():
+            here = [each.name for each in folders[-1].absolute().parent.glob("*/")]
+            hint = did_you_mean(folders[-1].name, here) if near(folders[-1].name, here) else ""
+            fault = Fault("--config-dir", f"there is no folder {options.config_dir}; {hint}".rstrip("; "))
+            sys.stderr.write(f"{ConfigFaults([fault])}\n")
+            raise SystemExit(1)
     if options.help:
         sys.stdout.write(help_text(_groups(folders)))
         raise SystemExit(0)

@@ -47,7 +47,7 @@ class Recipe:
     validation: Annotated[float, Range(minimum=0, below=1)]
     statistics: str
     lr: Annotated[float, Positive] | None
-    lr_by_model: Mapping[str, float]
+    lr_by_model: Mapping[str, Annotated[float, Positive]]
     optimizer: Node
     decay_norm_and_bias: bool
     gradient_clip: Annotated[float, Positive] | None
@@ -172,7 +172,6 @@ class Config:
         trainer: How the loop runs.
         tracking: Where runs are mirrored to.
         cluster: Where the work runs.
-        experiment: Marker of the preset in use.
     """
 
     study: str

@@ -134,6 +134,9 @@ def check_value(where: str, value: Any, hint: Any, default: Any = inspect.Parame
     if typing.get_origin(hint) in (Union, types.UnionType):
         options = [option for option in typing.get_args(hint) if not _mismatch(value, option)]
         return check_value(where, value, options[0], default)
+    if isinstance(value, Mapping) and len(typing.get_args(hint)) == 2:
+        kind = typing.get_args(hint)[1]
+        return [fault for key, item in value.items() for fault in check_value(f"{where}.{key}", item, kind)]
     if isinstance(value, int | float) and not isinstance(value, bool):
         return [
             Fault(where, f"{_show(value)} must be {bound}", fix)

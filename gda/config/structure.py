@@ -64,7 +64,8 @@ def check_structure(config: Mapping[str, Any]) -> list[Fault]:
             ]
     for path, node, supplied, ignored in nodes:
         faults += _check_target(path, node, supplied, ignored)
-    return list(dict.fromkeys(faults + _taken_names(config)))
+    # One fault for each place: what is said last says most.
+    return list({fault.where: fault for fault in faults + _taken_names(config)}.values())
 
 
 def _check_target(path: str, node: Any, supplied: tuple[str, ...], ignored: tuple[str, ...]) -> list[Fault]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from gda.data.dataset import ImageSplit
-from gda.data.source import ImageSource, Inventory
+from gda.data.source import DatasetFacts, ImageSource, Inventory
 from gda.errors import UserError
 
 
@@ -47,6 +47,10 @@ class CIFAR10(ImageSource):
     def inventory(self) -> Inventory:
         """Returns the known counts."""
         return Inventory(32, (50_000 // self.CLASSES,) * self.CLASSES, 10_000)
+
+    def known_facts(self) -> DatasetFacts | None:
+        """Returns the published sizes, with or without the files; null where the options are at fault."""
+        return None if self._share_problems() else self._facts()
 
     def missing(self) -> list[str]:
         """Names the files that are not there, unless they may be fetched."""

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -86,16 +87,15 @@ class ImageFolder(ImageSource):
         return tuple(self._train), train, test
 
     def fingerprint(self) -> str:
-        """Returns a hash of the names and sizes of all image files.
+        """Returns a hash of the names and contents of all image files.
 
         Part of a run's identity, for the name of a data set of one's own does not say what is in it.
         """
-        digest = hashlib.sha256()
-        for split, listing in (("train", self._train), ("test", self._test)):
-            for name, files in listing.items():
-                for file in files:
-                    digest.update(f"{split}/{name}/{file.name}:{file.stat().st_size}\n".encode())
-        return digest.hexdigest()[:16]
+        files = [*self._files(self._train), *self._files(self._test)]
+        return _content_hash(self._root, tuple((file, *_version(file)) for file in files))
+
+    def _files(self, listing: Listing) -> Iterator[Path]:
+        return (file for files in listing.values() for file in files)
 
     @property
     def _root(self) -> Path:
@@ -126,6 +126,20 @@ class ImageFolder(ImageSource):
             f"{train + test} images of {self.image_size}x{self.image_size} need {needed:.2f} GiB of memory, "
             f"more than dataset.max_memory_gib={self.max_memory_gib:g}: raise it or lower dataset.image_size"
         ]
+
+
+def _version(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=4)  # the cells of a sweep ask for the same folder
+def _content_hash(root: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for file, _, _ in files:
+        digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def _list_images(folder: Path) -> Listing:

@@ -98,6 +98,13 @@ class ImageSource(ABC):
             UserError: There are problems.
         """
         self._require_no_problems()
+        return self._facts()
+
+    def known_facts(self) -> DatasetFacts | None:
+        """Returns the sizes that are known even where files are missing; null for data of one's own."""
+        return None
+
+    def _facts(self) -> DatasetFacts:
         inventory = self.inventory()
         held = held_out_size(sum(inventory.train), len(inventory.train), self.validation)
         return DatasetFacts(

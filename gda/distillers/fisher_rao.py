@@ -59,7 +59,7 @@ def fisher_rao(student: Tensor, teacher: Tensor) -> Tensor:
         # The mean of the difference, not the difference of means: exactly 0 for equal rows.
         mean_difference = (student - teacher).mean(dim=1)
         squared = mean_difference.square() + 2 * (student_std - teacher_std).square()
-        differs = squared > 0
+        differs = squared != 0  # not > 0: that would hide NaN
         # Inside as well as outside the root, or its infinite slope at 0 turns 0 * inf into NaN.
         ratio = torch.where(differs, squared, 1.0) / (8 * student_std * teacher_std)
         distance = torch.where(differs, ratio.sqrt().asinh(), 0.0)

@@ -91,8 +91,10 @@ def aggregate(study: Study) -> tuple[Table, ...]:
         labels = distinct_labels(members, [run for group in groups for run in runs[group]])
         seeds = {seed for group in groups for seed in planned[group]}
         seeds |= {run.seed for group in groups for run in runs[group]}
+        mine = {group: runs[group] for group in groups}
+        guides = {run.teacher_identity for own in mine.values() for run in own if not run.method.is_vanilla}
         rows = [
-            _row(method, labels[method.group], {g: runs[g] for g in groups}, planned[method.group], seeds)
+            _row(method, labels[method.group], mine, planned[method.group], seeds, guides - {None})
             for method in members
         ]
         tables.append(Table(task, dataset, recipe, pair, tuple(_ordered(rows))))
@@ -132,11 +134,24 @@ def _row(
     runs: Mapping[str, list[Run]],
     planned: set[int],
     seeds: set[int],
+    guides: set[str | None],
 ) -> Row:
+    """Sums up one method.
+
+    Args:
+        method: The method.
+        label: Its name in this table.
+        runs: The runs of all groups of the table.
+        planned: Seeds that a sweep intended for it.
+        seeds: Seeds of any row of the table.
+        guides: Identities of the teachers of the table's other rows. Plain training serves many
+            tables; its fidelity counts where it was measured against one of these.
+    """
     own = sorted(runs[method.group], key=lambda run: run.seed)
     done = [run for run in own if run.finished]
     failed = [run for run in own if run.state == "failed"]
     there = {run.seed for run in own}
+    alike = [run for run in done if not guides or run.teacher_identity in guides]
     return Row(
         method=method,
         label=label,
@@ -148,9 +163,9 @@ def _row(
         last=summarise(_by_seed(done, last_top1)),
         best=summarise(_by_seed(done, best_top1)),
         oracle=summarise(_by_seed(done, oracle_top1)),
-        agreement=summarise(_by_seed(done, lambda run: run.last.get("test_agreement"))),
+        agreement=summarise(_by_seed(alike, lambda run: run.last.get("test_agreement"))),
         ece=summarise(_by_seed(done, lambda run: run.last.get("test_ece"))),
-        teacher_kl=summarise(_by_seed(done, lambda run: run.last.get("test_teacher_kl"))),
+        teacher_kl=summarise(_by_seed(alike, lambda run: run.last.get("test_teacher_kl"))),
         difference={
             (name, figure): _difference(method.group, group, runs, reader)
             for name, group in (("twin", method.twin_group), ("vanilla", method.vanilla_group))

@@ -119,6 +119,7 @@ def _read_run(path: Path, name: str, faults: list[Fault]) -> Run:
         curve=curve,
         selection=str(facts.get("selection") or "none"),
         teacher_seed=_whole(teacher_run.get("seed")),
+        teacher_identity=_text(facts.get("teacher_identity")),
         commit=_text(git.get("commit") or git.get("sha")) if isinstance(git, Mapping) else _text(git),
         uncommitted=isinstance(git, Mapping) and git.get("dirty") is True,
         torch_version=_text(_mapping(facts.get("versions")).get("torch")),

@@ -68,6 +68,7 @@ class Run:
         curve: epoch -> figures. Epoch 0, before training, may hold the teacher's.
         selection: "validation" or "none": what `best` was chosen on.
         teacher_seed: seed of the teacher run that was distilled from, when it was a run.
+        teacher_identity: identity of the weights that fidelity was measured against.
     """
 
     method: Method
@@ -87,6 +88,7 @@ class Run:
     curve: Mapping[int, Figures]
     selection: str
     teacher_seed: int | None
+    teacher_identity: str | None
     commit: str | None
     uncommitted: bool
     torch_version: str | None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -60,7 +60,3 @@ class Task(Protocol, Generic[BatchT]):
     def evaluate_teacher(self) -> dict[str, float]:
         """Returns the teacher's metrics, ``teacher_test_top1`` and so on; empty without a teacher."""
         ...
-
-
-ModuleStates = dict[str, dict[str, Any]]
-"""State dictionaries of a task's modules, by name."""

@@ -38,9 +38,11 @@ def write_bytes_atomic(path: Path | str, data: bytes) -> None:
         finally:
             os.close(descriptor)  # can fail too: network file systems report a full disk here
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a failed write does not say of which file
         raise
     _sync_directory(path.parent)
 

@@ -31,6 +31,9 @@ _ENVIRONMENT = {
 }
 
 
+_SCHEMES = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
+
+
 def default_uri(runs_root: Path | str) -> str:
     """Return the tracking URI of the database that lies beside the runs: an absolute SQLite path.
 
@@ -63,6 +66,10 @@ def absolute_uri(uri: str) -> str:
         raise UserError(
             f"The tracking URI {uri!r} names MLflow's file store, which MLflow has given up. Write "
             "sqlite:/// and the path of a database, or the http:// address of an MLflow server."
+        )
+    if uri.partition("://")[0].partition("+")[0] not in _SCHEMES:
+        raise UserError(
+            f"MLflow has no store behind the tracking URI {uri!r}. It knows {', '.join(_SCHEMES)} and sqlite."
         )
     return uri
 

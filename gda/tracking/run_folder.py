@@ -30,6 +30,13 @@ from gda.tracking.lock import FolderLock
 Row = dict[str, Any]
 
 
+class _LogFile(logging.FileHandler):
+    """A log that falls silent when it can't be written: the run itself will say why, once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Does nothing; logging's own way is a traceback for every line."""
+
+
 class RunFolder:
     """Reads and writes one run folder.
 
@@ -85,6 +92,14 @@ class RunFolder:
             return {}
         return loaded if isinstance(loaded, dict) else {}
 
+    def description(self) -> Row:
+        """Returns ``run.json``, empty when the run never began."""
+        try:
+            loaded = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return loaded if isinstance(loaded, dict) else {}
+
     def is_done(self) -> bool:
         """Says whether the run has finished."""
         return self.status().get("state") == "done"
@@ -100,10 +115,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         attempt = int(self.status().get("attempt", 0)) + 1
         write_text_atomic(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-        try:
-            known = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
+        known = self.description()
         write_json_atomic(
             self.path / "run.json",
             {
@@ -157,7 +169,7 @@ class RunFolder:
     @contextmanager
     def logged(self) -> Iterator[None]:
         """Copies everything the ``gda`` loggers say into ``run.log``, within the block."""
-        handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
+        handler = _LogFile(self.path / "run.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handler.setLevel(logging.DEBUG)
         logger = logging.getLogger("gda")

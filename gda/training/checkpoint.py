@@ -91,11 +91,21 @@ def load_last(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
         try:
             return load(path), notes
         except CheckpointError as error:
-            aside = path.with_suffix(".pt.damaged")
+            aside = _unused(path.with_suffix(".pt.damaged"))
             path.replace(aside)
             notes.append(
-                f"{error} It was set aside as {aside.name}; falling back to the checkpoint before it."
+                f"{error} It was set aside as {aside.name}; falling back to what was saved before it."
             )
     if notes:
         notes.append("No good checkpoint is left: this run starts again from its first epoch.")
     return None, notes
+
+
+def _unused(path: Path) -> Path:
+    """Returns the path, with a number where an earlier file has it."""
+    number = 1
+    unused = path
+    while unused.exists():
+        number += 1
+        unused = path.with_name(f"{path.name}.{number}")
+    return unused

@@ -1,5 +1,6 @@
 """Stops a run whose loss is no longer a number, and says which term, where, and on what batch."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
 
@@ -75,6 +76,24 @@ def require_finite_weights(modules: Mapping[str, nn.Module], epoch: int) -> None
             f"After the last step of epoch {epoch + 1} weights are not finite, though its losses were: "
             f"{', '.join(bad[:3])}{f' and {len(bad) - 3} more' if len(bad) > 3 else ''}. The last good "
             "checkpoint is kept. A lower recipe.lr or recipe.gradient_clip=1 usually helps."
+        )
+
+
+def require_finite_figures(row: Mapping[str, float]) -> None:
+    """Stops before a diverged epoch is saved: huge weights are still numbers, what they compute is not.
+
+    Args:
+        row: The epoch's figures, the losses and metrics of all splits.
+
+    Raises:
+        NonFiniteLoss: A figure is not finite.
+    """
+    bad = [f"{name} {value}" for name, value in row.items() if not math.isfinite(value)]
+    if bad:
+        raise NonFiniteLoss(
+            f"Training has diverged: after epoch {row['epoch']} these figures are not finite: "
+            f"{', '.join(bad[:4])}. The last good checkpoint is kept. A lower recipe.lr or "
+            "recipe.gradient_clip=1 usually helps."
         )
 
 

@@ -7,7 +7,7 @@ SELECTION = "validation_top1"
 """The metric that chooses the best epoch; it exists when validation images are held out."""
 
 ORACLE = "test_top1"
-"""The metric whose best epoch is recorded as an oracle, when nothing was held out."""
+"""The metric whose best epoch is recorded as an oracle: no one could have chosen it."""
 
 
 def is_better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:

@@ -15,7 +15,7 @@ from gda.seeding import stream_seed
 from gda.tasks.task import StepOutput, Task
 from gda.tracking.run_folder import Row, RunFolder
 from gda.training import checkpoint
-from gda.training.finite import FiniteGuard, require_finite_weights
+from gda.training.finite import FiniteGuard, require_finite_figures, require_finite_weights
 from gda.training.precision import Precision
 from gda.training.progress import ProgressDisplay
 from gda.training.result import SELECTION, is_better, result_of
@@ -94,6 +94,7 @@ class Trainer:
         figures, images = self._train_epoch(epoch, display)
         trained = time.perf_counter()
         row: Row = {"epoch": epoch + 1, "learning_rate": rate, **figures, **self._evaluate()}
+        require_finite_figures(row)
         evaluated = time.perf_counter()
         self.history.append(row)
         self._save(row)

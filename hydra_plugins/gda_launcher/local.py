@@ -8,7 +8,7 @@ from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 
 class LocalLauncher(Launcher):
@@ -43,13 +43,11 @@ class LocalLauncher(Launcher):
             with open_dict(config):
                 config.hydra.job.id = f"cell_{number}"
                 config.hydra.job.num = number
-                hydra_config = config.hydra
-                OmegaConf.resolve(hydra_config.sweep)
                 del config["hydra"]
             cells.append(Cell(number, tuple(overrides), config))
         if faults:
-            stop_at(ConfigFaults(faults), self.config.hydra.sweep.dir)
-        return run_grid(cells, self.task_function, self.config.hydra.sweep.dir)
+            stop_at(ConfigFaults(faults))
+        return run_grid(cells, self.task_function)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What makes a group: everything that changes the result, and nothing else."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from gda.config import identity as identity_module
 from gda.config.identity import identify, label_of, teacher_run, without_alignment
 from gda.config.inputs import data_fingerprint, facts_of, identify_run, run_path, weights_identity
+from gda.config.signature import locate
 
 Compose = Callable[..., dict[str, Any]]
 Changed = Callable[..., dict[str, Any]]
@@ -225,18 +227,16 @@ def test_options_that_were_added_later_do_not_orphan_old_runs(changed: Changed) 
     config = changed({"dataset.train_size": None})
     new = identify(config, "w")
     for name, defaults in table["config"].items():
-        for key in defaults.keys() - {"label_smoothing"}:  # plain training reads that one
+        for key in defaults:
             kept = config[name].pop(key)
             assert (identify(config, "w") == new) == (kept == defaults[key]), f"{name}.{key}"
             config[name][key] = kept
     for target, defaults in table["targets"].items():
-        nodes = [config["alignment"]["sinkhorn"], config["ground_truth"]]
-        node = next(each for each in nodes if each["_target_"] == target)
-        for key in defaults:
-            kept = node.pop(key)
-            assert kept == defaults[key]
-            assert identify(config, "w") == new, f"{target}.{key}"
-            node[key] = kept
+        bare = {"_target_": target, "weight": 1.0}
+        without = identify(changed({"distiller.terms": {"x": bare}}), "w")
+        assert identify(changed({"distiller.terms": {"x": {**bare, **defaults}}}), "w") == without, target
+        signature = inspect.signature(locate(target)).parameters
+        assert {key: signature[key].default for key in defaults} == defaults, target
 
 
 def test_left_out_values_are_left_out_only_at_that_value(changed: Changed) -> None:
@@ -271,11 +271,11 @@ def test_facts_name_the_pair_only_where_the_teacher_teaches(tiny: Compose) -> No
 
 PAIR = ("teacher=resnet56", "student=resnet20")
 SNAPSHOT = {
-    ("experiment=gda/resnet56_resnet20",): "e6bdf4ef88d7",
-    ("dataset=cifar100", "recipe=crd", *PAIR, "distiller=dkd", "alignment=gda"): "6c501731ca7c",
-    ("dataset=cifar100", "recipe=crd", *PAIR, "distiller=vanilla", "alignment=none"): "cb22e946f55a",
-    ("dataset=cifar10", "recipe=w2s", *PAIR, "distiller=adapt_conf", "alignment=sinkhorn"): "112e07b04b55",
-    ("dataset=cifar100", "recipe=w2s", *PAIR, "distiller=aug_conf", "ground_truth=teacher"): "94d18c4cedea",
+    ("experiment=gda/resnet56_resnet20",): "6185520ac444",
+    ("dataset=cifar100", "recipe=crd", *PAIR, "distiller=dkd", "alignment=gda"): "ea6a4dc8e391",
+    ("dataset=cifar100", "recipe=crd", *PAIR, "distiller=vanilla", "alignment=none"): "2392eb1d8ddd",
+    ("dataset=cifar10", "recipe=w2s", *PAIR, "distiller=adapt_conf", "alignment=sinkhorn"): "d5e5237696e7",
+    ("dataset=cifar100", "recipe=w2s", *PAIR, "distiller=aug_conf", "ground_truth=teacher"): "06ef6670a81c",
 }
 
 

@@ -52,7 +52,7 @@ def test_a_truncated_file_falls_back_to_the_one_before(share: float, tmp_path: P
     assert found["epoch"] == 1
     (note,) = notes
     assert "last.pt" in note
-    assert "falling back to the checkpoint before it" in note
+    assert "falling back to what was saved before it" in note
     assert (tmp_path / "last.pt.damaged").exists()
     assert load_last(tmp_path)[0]["epoch"] == 1  # type: ignore[index]
     save_last(tmp_path, state(2))

@@ -277,3 +277,17 @@ def test_someone_is_told_after_each_checkpoint(make: Make) -> None:
     trainer.fit()
     assert told == [1, 2, 3, 4]
     assert trainer.run.status()["epoch"] == 4
+
+
+class Diverged(Toy):
+    """Trains on, but what it computes from its weights is no number any more."""
+
+    def evaluate(self, student: nn.Module) -> dict[str, float]:
+        return {**super().evaluate(student), "test_loss": math.nan}
+
+
+def test_an_epoch_whose_figures_are_not_finite_is_not_saved(make: Make) -> None:
+    trainer = make(Diverged())
+    with pytest.raises(NonFiniteLoss, match=r"diverged: after epoch 1 .*test_loss nan"):
+        trainer.fit()
+    assert not (trainer.run.path / checkpoint.LAST).exists()
