@@ -138,6 +138,10 @@ def check_teacher_weights(config: Mapping[str, Any]) -> list[Fault]:
             return [Fault("teacher.checkpoint_select", what, fix)]
     elif teacher["checkpoint"] is not None and not Path(teacher["checkpoint"]).is_file():
         what = f"there is no file {teacher['checkpoint']}"
+        if "://" in teacher["checkpoint"]:
+            what = "weights are read from files only; fetch this one and name the file"
+        elif Path(teacher["checkpoint"]).is_dir():
+            what = f"{teacher['checkpoint']} is a folder; name a file in it, such as its last.pt"
         return [Fault("teacher.checkpoint", what, "teacher.checkpoint=auto trains this teacher")]
     return []
 

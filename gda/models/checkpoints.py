@@ -2,6 +2,8 @@
 
 import argparse
 import hashlib
+import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +96,8 @@ def file_hash(path: str | Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it, such as {path / 'last.pt'}.")
     if not path.is_file():
         raise UserError(f"There is no checkpoint file {path}.")
     try:
@@ -102,11 +106,18 @@ def _read(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # timm's files hold one: inert data
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for damaged or hostile files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"The checkpoint {path} can't be read safely: {reason}") from error
+        raise UserError(f"The checkpoint {path} can't be read safely: {_reason(error)}.") from error
     if not isinstance(content, Mapping):
         raise UserError(f"The file {path} holds a {type(content).__name__}, not weights.")
     return dict(content)
+
+
+def _reason(error: Exception) -> str:
+    """Says why a file is refused; torch's own words would advise to run the code in it."""
+    found = re.search(r"GLOBAL ((?:\w+\.)+\w+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and found:
+        return f"it holds {found[1]}, which could run code; save the model's state_dict() instead"
+    return "it is damaged, or no file of weights that torch or safetensors have written"
 
 
 def _state_dict(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
@@ -120,6 +131,10 @@ def _state_dict(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"The file {path} holds no weights (its keys: {', '.join(map(str, list(content)[:8]))})."
         )
+    broken = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        named = _some(broken, "NaN or infinite values in")
+        raise UserError(f"The weights in {path} are not finite; {named}.")
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
