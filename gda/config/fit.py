@@ -21,6 +21,7 @@ from gda.distillers.term import Term
 from gda.errors import UserError
 from gda.models import list_models
 from gda.models.checkpoints import mismatches, read_state_dict
+from gda.models.taps import tap_paths
 from gda.tracking.mlflow_store import absolute_uri
 
 
@@ -239,12 +240,11 @@ def _check_taps(config: Mapping[str, Any], models: Mapping[str, nn.Module]) -> l
             faults.append(Fault(f"{path}._target_", what))
             continue
         for role, paths in (("student", term.student_features), ("teacher", term.teacher_features)):
-            if role in models:
-                known = dict(models[role].named_modules())
-                missing = [tap for tap in paths if tap not in known]
-                faults += [
-                    Fault(path, f"the {role} {config[role]['name']} has no module {tap!r}") for tap in missing
-                ]
+            for tap in paths if role in models else ():
+                try:
+                    tap_paths(models[role], [tap])
+                except UserError as error:
+                    faults.append(Fault(path, f"{role} {config[role]['name']}: {error}"))
     return faults
 
 

@@ -2,6 +2,17 @@
 
 from gda.models.checkpoints import LoadedCheckpoint, load_checkpoint
 from gda.models.registry import create_model, list_models
+from gda.models.taps import FeatureTaps, TapDescription, describe, features
 from gda.models.timm_models import create_timm_model
 
-__all__ = ["LoadedCheckpoint", "create_model", "create_timm_model", "list_models", "load_checkpoint"]
+__all__ = [
+    "FeatureTaps",
+    "LoadedCheckpoint",
+    "TapDescription",
+    "create_model",
+    "create_timm_model",
+    "describe",
+    "features",
+    "list_models",
+    "load_checkpoint",
+]

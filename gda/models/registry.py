@@ -1,22 +1,19 @@
 """Models by name: the zoo, one file per family, and every timm model as ``timm/<name>``.
 
-A family is a module with a ``MODELS`` table (name -> builder). A new family is one file and one line
-in ``FAMILIES``. Families and timm are imported when a name is first looked up, not before.
+A family is a module with a ``MODELS`` table (name -> :class:`ZooEntry`). A new family is one file and
+one line in ``FAMILIES``. Families and timm are imported when a name is first looked up, not before.
 """
 
 import importlib
 import inspect
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
 from torch import nn
 
 from gda.errors import UserError
+from gda.models.entry import Builder, ZooEntry
 from gda.suggestions import near
-
-Builder = Callable[..., nn.Module]
-"""Called with ``num_classes=`` and the model's own options."""
 
 FAMILIES = ("gda.models.resnet_cifar",)
 
@@ -52,7 +49,7 @@ def create_model(name: str, num_classes: int | None, **options: Any) -> nn.Modul
 
 def list_models() -> list[str]:
     """Returns the names of the zoo, sorted (timm's are not among them)."""
-    return sorted(_zoo())
+    return sorted(zoo())
 
 
 def find_builder(name: str) -> Builder:
@@ -66,8 +63,8 @@ def find_builder(name: str) -> Builder:
     """
     if name.startswith(TIMM):
         return _timm_builder(name)
-    if name in _zoo():
-        return _zoo()[name]
+    if name in zoo():
+        return zoo()[name].build
     nearest = near(name, list_models())
     raise UserError(
         f"there is no model {name!r}. {_did_you_mean(nearest)}The zoo has: {', '.join(list_models())}; "
@@ -76,9 +73,9 @@ def find_builder(name: str) -> Builder:
 
 
 @cache
-def _zoo() -> dict[str, Builder]:
-    """Merges the tables of all families."""
-    models: dict[str, Builder] = {}
+def zoo() -> dict[str, ZooEntry]:
+    """Returns the tables of all families, merged; builds nothing."""
+    models: dict[str, ZooEntry] = {}
     for family in FAMILIES:
         table = importlib.import_module(family).MODELS
         twice = models.keys() & table.keys()

@@ -6,13 +6,12 @@ RepDistiller, so their published weights load.
 """
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from gda.models.registry import Builder
+from gda.models.entry import ZooEntry
+from gda.models.layout import Layout
 
 STANDARD_WIDTHS = (16, 16, 32, 64)
 WIDE_WIDTHS = (32, 64, 128, 256)
@@ -82,6 +81,11 @@ class CifarResNet(nn.Module):
         self.layer3 = _stage(second, third, blocks, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(third, num_classes)
+        self.layout = Layout(
+            stages={stage: f"layer{stage}" for stage in (1, 2, 3)},
+            preactivations={stage: f"layer{stage}.{blocks - 1}.relu2:input" for stage in (1, 2, 3)},
+            head="fc",
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -99,7 +103,9 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
     return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
 
 
-MODELS: "dict[str, Builder]" = {
-    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (8, 20, 32, 56, 80, 110)},
-    **{f"resnet{depth}x4": partial(CifarResNet, depth, widths=WIDE_WIDTHS) for depth in (8, 32)},
+MODELS = {
+    **{f"resnet{depth}": ZooEntry(partial(CifarResNet, depth), 32) for depth in (8, 20, 32, 56, 80, 110)},
+    **{
+        f"resnet{depth}x4": ZooEntry(partial(CifarResNet, depth, widths=WIDE_WIDTHS), 32) for depth in (8, 32)
+    },
 }

@@ -11,7 +11,7 @@ from gda.data.loader import Batch, TensorLoader
 from gda.data.transforms import Transform
 from gda.distillers.distiller import Distiller
 from gda.distillers.term import DataFacts, ModelOutput, Progress, TermInputs
-from gda.models.taps import FeatureTaps
+from gda.models.taps import features
 from gda.seeding import generator
 from gda.tasks.metrics import Metrics
 from gda.tasks.task import StepOutput
@@ -78,8 +78,8 @@ class ClassificationTask:
         self._teacher_logits: dict[str, list[Tensor]] = {}
         if teacher is not None:
             teacher.eval().requires_grad_(False)
-        self._student_taps = FeatureTaps(student, distiller.student_features)
-        self._teacher_taps = None if teacher is None else FeatureTaps(teacher, distiller.teacher_features)
+        self._student_taps = features(student, distiller.student_features)
+        self._teacher_taps = None if teacher is None else features(teacher, distiller.teacher_features)
         labels = None if distiller.is_label_free else dataset.train.targets
         distiller.setup(DataFacts(len(dataset.classes), len(dataset.train), labels))
 
@@ -90,8 +90,7 @@ class ClassificationTask:
     def training_step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Returns the loss of one batch: teacher without gradients, student with."""
         teacher = self.ask_teacher(batch.images)
-        with self._student_taps as taps:
-            student = ModelOutput(self.student(batch.images), taps.features)
+        student = ModelOutput(self.student(batch.images), self._student_taps.collect())
         targets = self.distiller.targets(batch.targets, None if teacher is None else teacher.logits)
         loss, terms = self.distiller(
             TermInputs(
@@ -122,10 +121,8 @@ class ClassificationTask:
         """Returns the teacher's outputs, or nothing where the loss does not read them."""
         if self.teacher is None or self._teacher_taps is None or not self.distiller.needs_teacher:
             return None
-        with torch.inference_mode(), self._teacher_taps as taps:
-            logits = self.teacher(images)
-        # Clones are ordinary tensors: autograd can't save inference tensors for a backward pass.
-        return ModelOutput(logits.clone(), {path: feature.clone() for path, feature in taps.features.items()})
+        with torch.no_grad():  # not inference mode: autograd could not save its tensors for a backward pass
+            return ModelOutput(self.teacher(images), self._teacher_taps.collect())
 
     def evaluate(self, student: nn.Module) -> dict[str, float]:
         """Returns accuracy, loss, calibration and fidelity of ``student`` on each evaluation split."""

@@ -343,8 +343,9 @@ def test_taps_are_looked_up_in_the_models(
     assert "at most 3" in found["distiller.terms.mine.knob"]
     both = check(changed({"distiller.terms": {"mine": {**term, "stage": "layer9"}}}, "teacher=resnet20"))
     assert [str(fault) for fault in both] == [
-        "distiller.terms.mine: the student resnet8 has no module 'layer9'",
-        "distiller.terms.mine: the teacher resnet20 has no module 'layer9'",
+        f"distiller.terms.mine: {model}: the model has no module 'layer9'; "
+        "did you mean 'layer3' or 'layer2' or 'layer1'?"
+        for model in ("student resnet8", "teacher resnet20")
     ]
 
 
