@@ -28,6 +28,9 @@ INPUT = ":input"
 PRE_ACTIVATION = ":pre"
 """Ends the name of a stage's map before its last activation."""
 
+FINAL = "final"
+"""Names the map whose average over height and width is the pooled vector."""
+
 POOLED = "pooled"
 """Names the vector ``(batch, width)`` that the head turns into logits."""
 
@@ -40,20 +43,27 @@ class Layout:
         stages: Module path of each stage's output, by stage number.
         preactivations: Tap of the same maps before their last activation, by stage number: a module
             path, or a module path with ``:input`` for what that module gets.
-        head: Module path of the layer that makes logits of the pooled vector; ``None`` for an encoder
-            without one, whose output is the pooled vector.
+        head: Module path of the layer that makes logits of the pooled vector; ``None`` where there is
+            none.
+        encoder: Module path of what puts out the pooled vector, where there is no head; empty for the
+            model itself.
+        final_map: Tap of the map whose average over height and width is the pooled vector; ``None``
+            where there is none.
     """
 
     stages: Mapping[int, str]
     preactivations: Mapping[int, str]
     head: str | None
+    encoder: str = ""
+    final_map: str | None = None
 
     def names(self) -> dict[str, str]:
-        """Returns all taps, ``stage1`` ... ``stage4``, ``stage1:pre`` ... and ``pooled``, by name."""
-        pooled = INPUT if self.head == "" else "" if self.head is None else self.head + INPUT
+        """Returns all taps, ``stage1`` ..., ``stage1:pre`` ..., ``final`` and ``pooled``, by name."""
+        pooled = self.encoder if self.head is None else self.head + INPUT
         return {
             **{f"stage{number}": path for number, path in self.stages.items()},
             **{f"stage{number}{PRE_ACTIVATION}": tap for number, tap in self.preactivations.items()},
+            **({} if self.final_map is None else {FINAL: self.final_map}),
             POOLED: pooled,
         }
 
@@ -63,6 +73,8 @@ class Layout:
             {number: f"{parent}.{path}" for number, path in self.stages.items()},
             {number: f"{parent}.{tap}" for number, tap in self.preactivations.items()},
             f"{parent}.{self.head}" if self.head else self.head,
+            f"{parent}.{self.encoder}" if self.encoder else parent,
+            f"{parent}.{self.final_map}" if self.final_map else None,
         )
 
 
@@ -79,7 +91,7 @@ def layout_of(model: nn.Module) -> Layout:
     own = getattr(model, "layout", None)
     if isinstance(own, Layout):
         return own
-    return Layout(_timm_stages(model), {}, _head(model))
+    return Layout(_timm_stages(model), {}, _head(model), final_map=_timm_final_map(model))
 
 
 def _timm_stages(model: nn.Module) -> dict[int, str]:
@@ -94,12 +106,22 @@ def _timm_stages(model: nn.Module) -> dict[int, str]:
     return {number: path for path, stride in maps for number in (1, 2, 3, 4) if stride == 2 ** (number + 1)}
 
 
+def _timm_final_map(model: nn.Module) -> str | None:
+    """Finds what timm's global average pooling gets."""
+    for path, module in model.named_modules():
+        if path.rpartition(".")[2] == "global_pool" and getattr(module, "pool_type", None) == "avg":
+            return path + INPUT
+    return None
+
+
 def _head(model: nn.Module) -> str | None:
     """Finds the classifier: the one timm names, else the last linear layer."""
     paths = {id(module): path for path, module in model.named_modules()}
     classifier = getattr(model, "get_classifier", None)  # timm's
     if callable(classifier):
         head = classifier()
+        if isinstance(head, tuple):  # distilled models have a second one for the teacher's labels
+            head = head[0]
         return paths.get(id(head)) if not isinstance(head, nn.Identity) else None
     linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     return linear[-1] if linear else None

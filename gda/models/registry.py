@@ -15,7 +15,18 @@ from gda.errors import UserError
 from gda.models.entry import Builder, ZooEntry
 from gda.suggestions import near
 
-FAMILIES = ("gda.models.resnet_cifar",)
+FAMILIES = (
+    "gda.models.resnet_cifar",
+    "gda.models.resnet_wide_stem",
+    "gda.models.wide_resnet",
+    "gda.models.vgg_cifar",
+    "gda.models.mobilenet_v2_cifar",
+    "gda.models.shufflenet_v1_cifar",
+    "gda.models.shufflenet_v2_cifar",
+    "gda.models.mobilenet_v1",
+    "gda.models.convnet4",
+    "gda.models.resnet_few_shot",
+)
 
 TIMM = "timm/"
 

@@ -85,6 +85,7 @@ class CifarResNet(nn.Module):
             stages={stage: f"layer{stage}" for stage in (1, 2, 3)},
             preactivations={stage: f"layer{stage}.{blocks - 1}.relu2:input" for stage in (1, 2, 3)},
             head="fc",
+            final_map="avgpool:input",
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
