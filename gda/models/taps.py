@@ -9,8 +9,9 @@ by a name that holds for every model: ``stage1`` ... ``stage4``, ``stage1:pre`` 
 (see :mod:`gda.models.layout`). Wrappers (DDP, ``torch.compile``, EMA) are looked through.
 """
 
+import math
+import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gda.errors import UserError
-from gda.models.layout import INPUT, Layout, layout_of
+from gda.models.dry_run import dry_run
+from gda.models.layout import FINAL, INPUT, POOLED, Layout, layout_of
 from gda.suggestions import did_you_mean
 
 
@@ -31,18 +33,19 @@ class TapDescription:
     Attributes:
         path: Module path; ends in ``:input`` where the module's input is meant.
         shape: Shape without the batch: ``(channels, height, width)`` of a map, ``(tokens, width)`` of
-            token maps, ``(width,)`` of a vector. Maps of models that compute channels-last
-            (``model.output_fmt == "NHWC"``) are ``(height, width, channels)``, as they come.
+            token maps, ``(width,)`` of a vector.
         stride: Input pixels per pixel of the map (per token and direction of token maps); ``None``
             for a vector.
         activated: Whether the values come out of an activation function, at most pooled, reshaped or
             dropped out since.
+        prefix_tokens: Class and register tokens before those of the image, in token maps.
     """
 
     path: str
     shape: tuple[int, ...]
     stride: float | None
     activated: bool
+    prefix_tokens: int = 0
 
 
 class FeatureTaps:
@@ -57,8 +60,9 @@ class FeatureTaps:
         names: Names of the taps.
 
     Attributes:
-        features: What was tapped, by name, with gradient where there is one. The tensors hold on to
-            the autograd graph; :meth:`collect` lets go of them.
+        features: What was tapped, by name, with gradient where there is one; maps are ``(batch,
+            channels, height, width)`` also where the model computes in another order. The tensors hold
+            on to the autograd graph; :meth:`collect` lets go of them.
 
     Raises:
         UserError: The model has no such module, or no such stage.
@@ -67,11 +71,13 @@ class FeatureTaps:
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self.features: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
+        inner = unwrap(model)
         # Foreign models compute in place: what a module put out may be overwritten by the next one.
-        copied = not isinstance(getattr(unwrap(model), "layout", None), Layout)
-        for name, (module, of_input) in _resolve(model, names).items():
+        copied = not isinstance(getattr(inner, "layout", None), Layout)
+        channels_last = getattr(inner, "output_fmt", None) == "NHWC"
+        for name, (module, of_input) in _resolve(inner, names).items():
             kind = _InputTap if of_input else _OutputTap
-            self._handles.append(kind(self.features, name, copied).on(module))
+            self._handles.append(kind(self.features, name, copied, channels_last).on(module))
 
     def collect(self) -> dict[str, Tensor]:
         """Returns what the last forward pass left, and forgets it."""
@@ -109,12 +115,14 @@ def features(model: nn.Module, names: Sequence[str]) -> FeatureTaps:
         # tapped, would share one compiled graph. Importing it costs what the first optimiser does anyway.
         import torch._dynamo.config
 
-        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        if torch._dynamo.config.skip_nnmodule_hook_guards:
+            torch._dynamo.config.skip_nnmodule_hook_guards = False
+            torch._dynamo.reset()  # what was compiled so far would never look
     return FeatureTaps(model, names)
 
 
 def describe(model: nn.Module, names: Sequence[str], image_size: int) -> dict[str, TapDescription]:
-    """Finds shape and stride of taps by one forward pass on two black images, and leaves no trace.
+    """Finds shape and stride of taps by one forward pass without arithmetic, and leaves no trace.
 
     Running statistics, gradients, the training mode and torch's random state stay as they were.
 
@@ -132,30 +140,18 @@ def describe(model: nn.Module, names: Sequence[str], image_size: int) -> dict[st
     """
     inner = unwrap(model)
     paths = tap_paths(inner, names)
-    reference = next(iter(inner.parameters()), torch.empty(0))
-    kind = reference.dtype if reference.dtype.is_floating_point else None
-    images = torch.zeros(2, 3, image_size, image_size, device=reference.device, dtype=kind)
-    images.requires_grad_()  # a frozen model must leave a graph, too
-    with ExitStack() as stack:
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(_evaluating(inner))
-        stack.enter_context(_uncompiled(inner))
-        taps = stack.enter_context(FeatureTaps(inner, names))
-        try:
-            inner(images)
-        except (RuntimeError, ValueError, AssertionError) as error:  # torch and timm raise all three
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"the model can't take images of {image_size} pixels: {reason}") from error
+    with FeatureTaps(inner, names) as taps:
+        dry_run(inner, image_size)
         found = taps.collect()
-    channels_last = getattr(inner, "output_fmt", None) == "NHWC"
     descriptions = {}
     for name in names:
         if not isinstance(found.get(name), Tensor):
             what = "is not reached by a forward pass" if name not in found else "puts out no tensor"
             raise UserError(f"the module {paths[name]!r} can't be tapped: it {what}")
         shape = tuple(found[name].shape[1:])
+        prefix = getattr(inner, "num_prefix_tokens", 0) if len(shape) == 2 else 0
         descriptions[name] = TapDescription(
-            paths[name], shape, _stride(shape, image_size, channels_last), _is_activated(found[name].grad_fn)
+            paths[name], shape, _stride(shape, image_size, prefix), _is_activated(found[name].grad_fn), prefix
         )
     return descriptions
 
@@ -185,28 +181,44 @@ def tap_paths(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
         UserError: The model has no such module, or no such stage.
     """
     modules = dict(model.named_modules())
-    known = layout_of(model).names()
+    layout = layout_of(model)
+    known = layout.names()
     paths = {}
     for name in names:
         path = known.get(name, name)
-        if path.removesuffix(INPUT) not in modules:
+        # Where there are stages, a module that happens to be called stage1 is of another scale.
+        taken = name not in known and layout.stages and _STAGE.match(name)
+        if taken or path.removesuffix(INPUT) not in modules:
             raise UserError(_no_such_tap(name, modules, known))
         paths[name] = path
     return paths
 
 
+_STAGE = re.compile(r"stage\d+(:|$)")
+
+
 class _Tap:
     """A hook that writes nowhere once its module has been deep-copied: a copy is not tapped."""
 
-    def __init__(self, features: dict[str, Tensor] | None, name: str, copied: bool) -> None:
-        self.features, self.name, self.copied = features, name, copied
+    def __init__(
+        self, features: dict[str, Tensor] | None, name: str, copied: bool, channels_last: bool
+    ) -> None:
+        self.features, self.name = features, name
+        self.copied, self.channels_last = copied, channels_last
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return type(self)(None, self.name, self.copied)
+        return type(self)(None, self.name, self.copied, self.channels_last)
 
     def keep(self, value: Any) -> None:
-        if self.features is not None:
-            self.features[self.name] = value.clone() if self.copied and isinstance(value, Tensor) else value
+        if self.features is None:
+            return
+        if isinstance(value, Tensor):
+            value = value.clone() if self.copied else value
+            if self.name == POOLED:
+                value = value.flatten(1)  # heads that are 1x1 convolutions get a map of one pixel
+            elif self.channels_last and value.ndim == 4:
+                value = value.permute(0, 3, 1, 2)
+        self.features[self.name] = value
 
 
 class _OutputTap(_Tap):
@@ -219,10 +231,10 @@ class _OutputTap(_Tap):
 
 class _InputTap(_Tap):
     def on(self, module: nn.Module) -> RemovableHandle:
-        return module.register_forward_pre_hook(self)
+        return module.register_forward_pre_hook(self, with_kwargs=True)
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.keep(inputs[0])
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self.keep(next(iter((*inputs, *named.values())), None))
 
 
 def _resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[nn.Module, bool]]:
@@ -238,58 +250,30 @@ def _resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[nn.Modul
 
 def _no_such_tap(name: str, modules: Mapping[str, nn.Module], known: Mapping[str, str]) -> str:
     plain, _, rest = name.partition(":")
-    if plain.removeprefix("stage").isdigit():
+    if _STAGE.match(name) or name == FINAL:
         named = ", ".join(known) or "none"
         what = f"{plain}:{rest}" if rest else plain
         return f"the model has no {what}; of the names that hold for every model, it has {named}"
     return f"the model has no module {name!r}; {did_you_mean(plain, [path for path in modules if path])}"
 
 
-@contextmanager
-def _evaluating(model: nn.Module):  # type: ignore[no-untyped-def]
-    """Evaluation mode within the block; afterwards every module is in the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
-    """Keeps a compiled model from compiling anew; torch's compiler takes seconds to import."""
-    compiled = any(module._compiled_call_impl is not None for module in model.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-
-
-def _stride(shape: tuple[int, ...], image_size: int, channels_last: bool) -> float | None:
+def _stride(shape: tuple[int, ...], image_size: int, prefix_tokens: int) -> float | None:
     if len(shape) == 3:
-        return image_size / (shape[0] if channels_last else shape[1])
-    if len(shape) == 2:  # a class token or two hardly change the root
-        return image_size / max(1, int(shape[0] ** 0.5))
+        return image_size / shape[1]
+    if len(shape) == 2:
+        return image_size / math.sqrt(max(1, shape[0] - prefix_tokens))
     return None
 
 
 # Nodes of the autograd graph that keep the sign of what comes in.
 _PASSES = (
     *("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "Mean", "Dropout", "NativeDropout"),
-    *(
-        "View",
-        "Reshape",
-        "Unsafe",
-        "Squeeze",
-        "Unsqueeze",
-        "Transpose",
-        "Permute",
-        "Clone",
-        "Alias",
-        "ToCopy",
-    ),
+    *("View", "Reshape", "Unsafe", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Select", "Slice"),
+    *("Clone", "Alias", "ToCopy"),
 )
 _ACTIVATIONS = (
-    *("Relu", "LeakyRelu", "Elu", "Gelu", "Silu", "Mish"),
-    *("Hardtanh", "Hardswish", "Sigmoid", "Tanh"),
+    *("Relu", "LeakyRelu", "Prelu", "Rrelu", "Threshold", "Elu", "Gelu", "Silu", "Mish", "Softplus"),
+    *("Hardtanh", "Hardswish", "Hardsigmoid", "Sigmoid", "Tanh"),
 )
 
 
