@@ -1,146 +1,158 @@
-"""Weights from files: a run's own checkpoints and plain state dictionaries, read without running code."""
+"""Weights from a file or an address into a model: all of them or none, and no code with them."""
 
-import argparse
-import hashlib
-import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gda.errors import UserError
+from gda.models.checkpoint_formats import Checkpoint, recognise
+from gda.models.download import fetch, is_url
+from gda.models.file_hash import file_hash, verified_hash
+from gda.models.mismatch import class_counts, mismatches, not_finite
+from gda.models.state_names import part_for
+from gda.models.suggestion import suggest
+from gda.models.weight_files import printable, read_weight_file, require_file
 
-_STATE_KEYS = ("model", "state_dict", "model_sd")
-_PREFIXES = ("module.", "_orig_mod.", "student.")
+__all__ = [
+    "LoadedCheckpoint",
+    "Weights",
+    "class_counts",
+    "file_hash",
+    "load_checkpoint",
+    "misfit",
+    "not_finite",
+    "read_checkpoint",
+    "weights_of",
+]
+
+Weights = Literal["raw", "ema"]
+"""Which weights of a file: those that were trained, or their exponential moving average."""
 
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """What a file held.
+    """Where a model's weights come from.
 
     Attributes:
+        source: The path or address that was given.
         path: The file.
-        epoch: Epochs it was trained for, where the file says so.
-        metrics: Figures stored with it, where the file has some.
+        format: Name of its layout (:data:`gda.models.checkpoint_formats.FORMATS`).
+        epoch: Epochs the weights were trained for, where the file says so.
+        metrics: Figures stored with them, by the file's own names and in its own units.
+        sha256: Hash of the file, 64 hexadecimal digits.
+        ema: Whether the weights are a moving average.
     """
 
+    source: str
     path: Path
+    format: str
     epoch: int | None
-    metrics: dict[str, Any]
+    metrics: dict[str, float]
+    sha256: str
+    ema: bool
 
 
-def load_checkpoint(model: nn.Module, path: str | Path) -> LoadedCheckpoint:
+def load_checkpoint(
+    model: nn.Module, path_or_url: str | Path, *, sha256: str | None = None, weights: Weights = "raw"
+) -> LoadedCheckpoint:
     """Loads weights into a model, all of them or none.
 
+    An encoder without a head gets the ``encoder.`` part of a few-shot classifier's weights.
+
     Args:
-        model: The model; left as it was when the file does not fit.
-        path: A ``.pt``/``.pth`` file (a run's ``last.pt`` or ``best.pt``, ``{"model": ...}``,
-            ``{"state_dict": ...}``, ``{"model_sd": ...}`` or a bare state dictionary) or a
-            ``.safetensors`` file.
+        model: The model; left as it was on any error.
+        path_or_url: A file in one of the layouts of :mod:`gda.models.checkpoint_formats`, or an address
+            of one, which is fetched once (:mod:`gda.models.download`).
+        sha256: What the file's hash must be, as 64 hexadecimal digits; it is verified before anything
+            is read.
+        weights: ``ema`` takes the moving average that the file holds beside the weights.
+
+    Returns:
+        What was loaded.
 
     Raises:
-        UserError: The file is missing, damaged, would run code, or does not fit; the message names
-            the parameters and shapes that differ.
+        UserError: The file is missing, can't be fetched, has another hash, is damaged, would run code,
+            or does not fit; the message names the parameters and shapes that differ, and the model
+            that would fit.
     """
-    path = Path(path)
-    content = _read(path)
-    state = _state_dict(content, path)
-    problems = mismatches(model, state)
-    if problems:
-        raise UserError(f"The weights in {path} do not fit the model: {'; '.join(problems)}.")
-    model.load_state_dict(state)
-    epoch, metrics = content.get("epoch"), content.get("metrics")
+    source = str(path_or_url)
+    path = fetch(source, sha256) if is_url(source) else Path(path_or_url)
+    require_file(path)
+    digest = verified_hash(path, sha256, source)
+    checkpoint = read_checkpoint(path)
+    state = weights_of(checkpoint, path, weights)
+    problem = misfit(model, state, checkpoint.architecture)
+    if problem is not None:
+        raise UserError(f"The weights in {path} do not fit the model: {problem}.")
+    broken = not_finite(model, state)
+    if broken is not None:
+        raise UserError(f"The weights in {path} are not finite; {broken}.")
+    _load_all_or_none(model, part_for(model.state_dict().keys(), state), path)
     return LoadedCheckpoint(
-        path, epoch if isinstance(epoch, int) else None, dict(metrics) if isinstance(metrics, Mapping) else {}
+        source, path, checkpoint.format, checkpoint.epoch, checkpoint.metrics, digest, weights == "ema"
     )
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Returns the state dictionary that a file holds, prefixes stripped.
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a file and recognises its layout; the numbers are not looked at yet.
 
     Raises:
-        UserError: As :func:`load_checkpoint`, but for the fit.
+        UserError: It is missing, damaged, would run code, or holds no weights.
     """
-    return _state_dict(_read(Path(path)), Path(path))
+    path = Path(path)
+    file = read_weight_file(path)
+    checkpoint = recognise(file)
+    if checkpoint is None:
+        keys = ", ".join(printable(key) for key in list(file.content)[:8])
+        raise UserError(f"The file {path} holds no weights (its keys: {keys or 'none'}).")
+    return checkpoint
 
 
-def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Says in words where a state dictionary and a model differ; empty when it fits."""
-    wanted = model.state_dict()
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    extra = [key for key in state if key not in wanted]
-    shapes = [
-        f"{key} is {tuple(state[key].shape)} in the file and {tuple(value.shape)} in the model"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    problems = []
-    if shapes:
-        problems.append(_some(shapes, "shapes differ"))
-    if missing:
-        problems.append(_some(missing, "the file lacks"))
-    if extra:
-        problems.append(_some(extra, "the model has no"))
-    return problems
+def weights_of(checkpoint: Checkpoint, path: str | Path, weights: Weights = "raw") -> dict[str, Tensor]:
+    """Chooses between the weights of a file and their moving average.
+
+    Args:
+        checkpoint: What the file holds.
+        path: The file, for the message.
+        weights: Which are wanted.
+
+    Raises:
+        UserError: There is no such choice, or the file holds no moving average.
+    """
+    if weights not in ("raw", "ema"):
+        raise UserError(f"there are no weights {weights!r} to choose; there are 'raw' and 'ema'")
+    if weights == "raw":
+        return checkpoint.state
+    if not checkpoint.ema:
+        raise UserError(f"The file {path} holds no moving average (EMA) of its weights; take weights=raw.")
+    return checkpoint.ema
 
 
-def file_hash(path: str | Path) -> str:
-    """Returns the SHA-256 of a file as hexadecimal digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def misfit(model: nn.Module, state: Mapping[str, Tensor], architecture: str | None = None) -> str | None:
+    """Says why weights can't be loaded into a model, and into which they can; ``None`` when they fit.
+
+    Args:
+        model: The model; may be on the meta device.
+        state: A file's weights.
+        architecture: What the file says of its architecture.
+    """
+    problems = mismatches(model, state)
+    if not problems:
+        return None
+    classes = class_counts(model, state)
+    if classes is not None:
+        return f"they were trained for {classes[0]} classes, and the model has {classes[1]}"
+    suggestion = suggest(state, architecture)
+    return "; ".join(problems if suggestion is None else [*problems, suggestion])
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file in it, such as {path / 'last.pt'}.")
-    if not path.is_file():
-        raise UserError(f"There is no checkpoint file {path}.")
+def _load_all_or_none(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    before = {key: value.clone() for key, value in model.state_dict().items()}
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's files hold one: inert data
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for damaged or hostile files
-        raise UserError(f"The checkpoint {path} can't be read safely: {_reason(error)}.") from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"The file {path} holds a {type(content).__name__}, not weights.")
-    return dict(content)
-
-
-def _reason(error: Exception) -> str:
-    """Says why a file is refused; torch's own words would advise to run the code in it."""
-    found = re.search(r"GLOBAL ((?:\w+\.)+\w+)", str(error))
-    if isinstance(error, pickle.UnpicklingError) and found:
-        return f"it holds {found[1]}, which could run code; save the model's state_dict() instead"
-    return "it is damaged, or no file of weights that torch or safetensors have written"
-
-
-def _state_dict(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    state: Mapping[str, Any] = content
-    for key in _STATE_KEYS:
-        if isinstance(content.get(key), Mapping):
-            state = content[key]
-            break
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise UserError(
-            f"The file {path} holds no weights (its keys: {', '.join(map(str, list(content)[:8]))})."
-        )
-    broken = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
-    if broken:
-        named = _some(broken, "NaN or infinite values in")
-        raise UserError(f"The weights in {path} are not finite; {named}.")
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
-
-
-def _some(items: list[str], what: str, most: int = 4) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return f"{what}: {', '.join(items[:most])}{more}"
+        model.load_state_dict(state)
+    except Exception as error:  # a model's own loading code can fail in its own ways
+        model.load_state_dict(before)
+        raise UserError(f"The weights in {path} could not be loaded: {error}") from error
