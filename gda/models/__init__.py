@@ -1,6 +1,7 @@
 """What is trained: the zoo by name, and every timm model."""
 
 from gda.models.checkpoints import LoadedCheckpoint, load_checkpoint
+from gda.models.exported import load_exported
 from gda.models.registry import create_model, list_models
 from gda.models.taps import FeatureTaps, TapDescription, describe, features
 from gda.models.timm_models import create_timm_model
@@ -15,4 +16,5 @@ __all__ = [
     "features",
     "list_models",
     "load_checkpoint",
+    "load_exported",
 ]

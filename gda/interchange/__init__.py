@@ -1,0 +1,1 @@
+"""Weights in and out: ``python -m gda.models.import`` and ``python -m gda.models.export``."""
