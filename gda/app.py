@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,14 +17,25 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from gda.config.check import check, resolved
+from gda.config.check import check, fetch_weights, resolved
 from gda.config.faults import ConfigFaults
-from gda.config.identity import Identity, active_terms, architecture, teacher_run, uses_teacher
+from gda.config.identity import (
+    Identity,
+    active_terms,
+    architecture,
+    optimizer_node,
+    plugin_nodes,
+    teacher_run,
+    uses_teacher,
+    weight_of,
+)
 from gda.config.inputs import facts_of, identify_run, run_path, weights_identity
 from gda.config.schema import Recipe, Tracking, TrainerSettings
+from gda.config.weights import AUTO, weights_at_hand, weights_file
 from gda.distillers.distiller import Distiller
 from gda.errors import RunInterrupted, UserError
-from gda.models.checkpoints import load_checkpoint
+from gda.interchange.model_input import ModelInput
+from gda.models.weights.checkpoints import load_checkpoint
 from gda.report.single import write_run_report
 from gda.seeding import seeded
 from gda.tasks.task import Task
@@ -73,8 +84,7 @@ def run(config: DictConfig) -> None:
             faults = check(plain)
             if faults:
                 raise ConfigFaults(faults)
-            identity = identify_run(plain)
-            logger.info("Nothing is wrong with this config: %s, seed %s", identity.name, plain["seed"])
+            logger.info("Nothing is wrong with this config: %s", _named(plain))
             return
         finish(plain)
     except UserError as error:
@@ -103,9 +113,7 @@ def finish(config: Config, is_input: bool = False) -> FinishedRun:
         RunInterrupted: Ctrl-C was pressed; the run is resumable.
         UserError: The run failed.
     """
-    faults = check(config)
-    if faults:
-        raise ConfigFaults(faults)
+    require_runnable(config)
     identity = identify_run(config)
     what = f"teacher {config['student']['name']}" if is_input else identity.label
     title = f"{what} seed {config['seed']}"
@@ -122,13 +130,33 @@ def finish(config: Config, is_input: bool = False) -> FinishedRun:
     return FinishedRun(folder.path, identity, folder.status()["result"], was_done=False)
 
 
+def require_runnable(config: Config) -> None:
+    """Checks a config whole; then fetches the weights that it names, and checks those.
+
+    Raises:
+        ConfigFaults: The config can't be run.
+    """
+    faults = check(config)
+    if not faults and not weights_at_hand(config):
+        faults = fetch_weights([config]) or check(config)
+    if faults:
+        raise ConfigFaults(faults)
+
+
+def _named(config: Config) -> str:
+    """Names a run that has been checked only."""
+    if not weights_at_hand(config):
+        return f"the weights will be fetched from {config['teacher']['checkpoint']}, and checked then"
+    return f"{identify_run(config).name}, seed {config['seed']}"
+
+
 def _teacher_weights(config: Config) -> Path | None:
     """Returns the file with the teacher's weights, after training the teacher if that is missing."""
     teacher = config["teacher"]
     if teacher["name"] is None or teacher["checkpoint"] is None:
         return None
-    if teacher["checkpoint"] != "auto":
-        return Path(teacher["checkpoint"])
+    if teacher["checkpoint"] != AUTO:
+        return weights_file(config)
     made = finish(teacher_run(config), is_input=True)
     return made.folder / f"{teacher['checkpoint_select']}.pt"
 
@@ -214,10 +242,11 @@ def _trainer(
         seed=seed,
         device=device,
         channels_last=settings.channels_last,
+        view_transforms=instantiate(recipe.view_transforms, _convert_="all"),
     )
     rate = recipe.learning_rate(config["student"]["name"])
     groups = parameter_groups(task.modules.values(), recipe.decay_norm_and_bias)
-    optimizer = instantiate(recipe.optimizer, _convert_="all")(groups, lr=rate)
+    optimizer = instantiate(optimizer_node(config), _convert_="all")(groups, lr=rate)
     schedule = instantiate(recipe.schedule, lr=rate, epochs=recipe.epochs, _convert_="all")
     return Trainer(
         task,
@@ -242,7 +271,7 @@ def _teacher(
     with seeded(node["seed"], "teacher"):
         teacher = instantiate(architecture(node), num_classes=classes, _convert_="all")
     if weights is not None:
-        load_checkpoint(teacher, weights)
+        load_checkpoint(teacher, weights, sha256=node["sha256"], weights=node["weights"])
     return _on(device, teacher, settings)
 
 
@@ -254,10 +283,18 @@ def _distiller(config: Config) -> Distiller:
         term = {key: value for key, value in node.items() if key != "weight"}
         name = path.rpartition(".")[2]
         with seeded(config["seed"], "term", name):
-            terms[name] = (instantiate(term, _convert_="all"), node["weight"])
+            terms[name] = (instantiate(term, _convert_="all"), weight_of(path, config))
+    plugins = {}
+    for path, node in plugin_nodes(config).items():
+        name = path.rpartition(".")[2]
+        with seeded(config["seed"], "plug-in", name):
+            plugins[name] = instantiate(node, _convert_="all")
     ground_truth = {key: value for key, value in config["ground_truth"].items() if key != "name"}
     return Distiller(
-        instantiate(ground_truth, _convert_="all"), config["distiller"]["ground_truth_weight"], terms
+        instantiate(ground_truth, _convert_="all"),
+        config["distiller"]["ground_truth_weight"],
+        terms,
+        plugins,
     )
 
 
@@ -281,6 +318,7 @@ def _prepare_device(settings: TrainerSettings) -> torch.device:
 
 
 def _description(config: Config, identity: Identity, weights: Path | None) -> Row:
+    known = ModelInput.from_config(config)
     return {
         "study": config["study"],
         **facts_of(config, identity),
@@ -288,6 +326,7 @@ def _description(config: Config, identity: Identity, weights: Path | None) -> Ro
         "teacher_weights": None if weights is None else str(weights),
         "teacher_identity": weights_identity(config, also_unused=True),
         "teacher_run": _teacher_facts(config),
+        "input": None if known is None else asdict(known),
         **collect_provenance(),
     }
 
@@ -295,7 +334,7 @@ def _description(config: Config, identity: Identity, weights: Path | None) -> Ro
 def _teacher_facts(config: Config) -> Row | None:
     """Says which run the teacher's weights come from, where they come from one that is made here."""
     teacher = config["teacher"]
-    if teacher["name"] is None or teacher["checkpoint"] != "auto":
+    if teacher["name"] is None or teacher["checkpoint"] != AUTO:
         return None
     identity = identify_run(teacher_run(config))
     return {"group": identity.group, "seed": teacher["seed"], "select": teacher["checkpoint_select"]}

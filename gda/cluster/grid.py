@@ -12,10 +12,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
-from gda.config.check import check, resolved
+from gda.config.check import check, fetch_weights, resolved
 from gda.config.faults import ConfigFaults, Fault
 from gda.config.identity import Identity
 from gda.config.inputs import facts_of, identify_run, run_path
+from gda.config.weights import weights_at_hand
 from gda.errors import RunInterrupted
 from gda.tracking.atomic import write_json_atomic
 from gda.tracking.console import set_up_logging
@@ -52,9 +53,11 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction) -> list[JobReturn]:
     set_up_logging()
     try:
         configs = _checked(cells)
+        if not configs[0]["check"]:
+            _fetch_weights(cells, configs)
     except ConfigFaults as error:
         stop_at(error)
-    if configs and configs[0]["check"]:
+    if configs[0]["check"]:
         logger.info("Nothing is wrong with the %d cells of this sweep.", len(cells))
         return [_finished(cell) for cell in cells]
     identities = [identify_run(config) for config in configs]
@@ -117,6 +120,16 @@ def _checked(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             faults.append(Fault(fault.where, f"{fault.what} [in {cells_named}]", fault.fix))
         raise ConfigFaults(faults)
     return configs
+
+
+def _fetch_weights(cells: Sequence[Cell], configs: Sequence[dict[str, Any]]) -> None:
+    """Fetches what the checked cells name, and checks them with it."""
+    if all(weights_at_hand(config) for config in configs):
+        return
+    faults = fetch_weights(configs)
+    if faults:
+        raise ConfigFaults(faults)
+    _checked(cells)
 
 
 def _names(cells: Sequence[Cell]) -> dict[int, str]:

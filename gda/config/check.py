@@ -1,6 +1,6 @@
 """The whole-config check: all faults at once, before anything is downloaded, allocated or submitted."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -12,15 +12,19 @@ from gda.config.fit import (
     check_dataset,
     check_device,
     check_loss,
-    check_models,
+    check_optimizer,
     check_place,
     check_recipe,
     check_teacher_needed,
-    check_teacher_weights,
     check_tracking,
+    image_size,
 )
+from gda.config.models_fit import check_models
 from gda.config.schema import Config
 from gda.config.structure import check_structure
+from gda.config.weights import weights_file
+from gda.config.weights_fit import check_teacher_weights
+from gda.errors import UserError
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -61,14 +65,17 @@ def check(config: Mapping[str, Any]) -> list[Fault]:
         faults += check_recipe(config)
         if facts is not None:
             faults += check_batches(config["recipe"], facts)
+    if not {"recipe", "distiller"} & broken:
+        faults += check_optimizer(config)
     if not {"distiller", "alignment", "ground_truth"} & broken:
         faults += check_loss(config)
         if "teacher" not in broken:
             faults += check_teacher_needed(config)
     if not {"teacher", "dataset"} & broken:
         faults += check_teacher_weights(config)
-    if not {"teacher", "student", "distiller", "alignment"} & broken:
-        faults += check_models(config, None if facts is None else facts.classes)
+    if not {"teacher", "student", "distiller", "plugin", "alignment"} & broken:
+        size = None if facts is None or "recipe" in broken else image_size(config["recipe"], facts)[1]
+        faults += check_models(config, None if facts is None else facts.classes, size)
     if "trainer" not in broken:
         faults += check_device(config["trainer"])
     if "tracking" not in broken:
@@ -76,6 +83,21 @@ def check(config: Mapping[str, Any]) -> list[Fault]:
     if not {"study", "runs", "tracking"} & broken:
         faults += check_place(config)
     return faults
+
+
+def fetch_weights(configs: Iterable[Mapping[str, Any]]) -> list[Fault]:
+    """Fetches the weights that configs without faults name; each file once.
+
+    Returns:
+        What could not be had. What was had must still be checked: :func:`check` again.
+    """
+    faults: dict[Fault, None] = {}
+    for config in configs:
+        try:
+            weights_file(config)
+        except UserError as error:
+            faults[Fault("teacher.checkpoint", str(error))] = None
+    return list(faults)
 
 
 def _broken_interpolations(node: Any, path: str) -> Iterator[Fault]:

@@ -1,27 +1,19 @@
 """Checks what the parts of a config need of each other and of this machine."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
-from contextlib import nullcontext
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gda.config.faults import Fault
-from gda.config.identity import TEACHERS, active_terms, architecture, uses_teacher
+from gda.config.identity import TEACHERS, active_terms, optimizer_node, uses_teacher
 from gda.config.signature import construct, locate
 from gda.data.source import DatasetFacts
 from gda.distillers.schedule import Weight
-from gda.distillers.term import Term
 from gda.errors import UserError
-from gda.models import list_models
-from gda.models.checkpoints import mismatches, read_state_dict
-from gda.models.taps import tap_paths
 from gda.tracking.mlflow_store import absolute_uri
 
 
@@ -51,15 +43,27 @@ def check_recipe(config: Mapping[str, Any]) -> list[Fault]:
     if recipe["batch_size"] < 2:
         what = "a batch of one image has no batch statistics: batch norm and alignment need two"
         faults.append(Fault("recipe.batch_size", what, "recipe.batch_size=64"))
-    options = {key: value for key, value in recipe["optimizer"].items() if not key.startswith("_")}
+    return faults
+
+
+def check_optimizer(config: Mapping[str, Any]) -> list[Fault]:
+    """Checks that the optimiser takes its options."""
+    own = config["distiller"].get("optimizer")
+    replaced = config["recipe"]["optimizer"]["_target_"]
+    if own is not None and replaced != "torch.optim.SGD":
+        what = f"it takes the place of SGD, and this recipe trains with {replaced}"
+        return [Fault("distiller.optimizer", what, "recipe=crd, or another distiller")]
+    node = optimizer_node(config)
+    options = {key: value for key, value in node.items() if not key.startswith("_")}
     try:
         # Optimisers check their own ranges first and refuse an empty list next; with a parameter, torch
         # would import its compiler here, which takes two seconds.
-        locate(recipe["optimizer"]["_target_"])([], lr=0.1, **options)
+        locate(node["_target_"])([], lr=0.1, **options)
     except (TypeError, ValueError) as error:
         if "empty parameter list" not in str(error):
-            faults.append(Fault("recipe.optimizer", str(error)))
-    return faults
+            where = "recipe.optimizer" if own is None else "distiller.optimizer"
+            return [Fault(where, str(error))]
+    return []
 
 
 def check_batches(recipe: Mapping[str, Any], facts: DatasetFacts) -> list[Fault]:
@@ -76,30 +80,48 @@ def check_batches(recipe: Mapping[str, Any], facts: DatasetFacts) -> list[Fault]
 
 
 def _check_image_sizes(recipe: Mapping[str, Any], facts: DatasetFacts) -> list[Fault]:
-    """Follows the image size through the transforms: training and test images must come out alike."""
-    faults, sizes = [], {}
-    for group in ("train_transforms", "test_transforms"):
-        size = facts.image_size
-        for name, node in recipe[group].items():
-            where = f"recipe.{group}.{name}"
-            try:
-                if node is not None:
-                    transform = construct(node)
-                    size = transform.output_size(size)
-                    if group == "test_transforms" and transform.random:
-                        faults.append(
-                            Fault(where, "a random transform has no place in an evaluation", f"~{where}")
-                        )
-            except UserError as error:
-                faults.append(Fault(where, str(error)))
-        sizes[group] = size
-    if not faults and sizes["train_transforms"] != sizes["test_transforms"]:
-        what = (
-            f"training images come out {sizes['train_transforms']} pixels wide and "
-            f"test images {sizes['test_transforms']}"
-        )
-        faults.append(Fault("recipe.test_transforms", what))
-    return faults
+    """Follows the image size through the transforms: all images must come out alike."""
+    return image_size(recipe, facts)[0]
+
+
+def image_size(recipe: Mapping[str, Any], facts: DatasetFacts) -> tuple[list[Fault], int | None]:
+    """Follows the image size through the transforms.
+
+    Args:
+        recipe: The recipe's node.
+        facts: What is known of the data set.
+
+    Returns:
+        Faults, and height and width of the images that reach a model; null where there are faults.
+    """
+    faults, train = _size_after("recipe.train_transforms", recipe["train_transforms"], facts.image_size)
+    known = not faults
+    others = [("recipe.test_transforms", "test images", recipe["test_transforms"], facts.image_size)]
+    for view, nodes in recipe.get("view_transforms", {}).items():  # they follow the train transforms
+        others.append((f"recipe.view_transforms.{view}", f"the view {view}", nodes, train))
+    for path, kind, nodes, before in others:
+        found, size = _size_after(path, nodes, before)
+        if known and not found and size != train:
+            found = [Fault(path, f"training images come out {train} pixels wide and {kind} {size}")]
+        faults += found
+    return faults, None if faults else train
+
+
+def _size_after(path: str, nodes: Mapping[str, Any], size: int) -> tuple[list[Fault], int]:
+    """Follows the image size through named transforms; those of test images may not be random."""
+    faults = []
+    for name, node in nodes.items():
+        where = f"{path}.{name}"
+        try:
+            if node is not None:
+                transform = construct(node)
+                size = transform.output_size(size)
+                if path == "recipe.test_transforms" and transform.random:
+                    what = "a random transform has no place in an evaluation"
+                    faults.append(Fault(where, what, f"~{where}"))
+        except UserError as error:
+            faults.append(Fault(where, str(error)))
+    return faults, size
 
 
 def check_loss(config: Mapping[str, Any]) -> list[Fault]:
@@ -122,130 +144,6 @@ def check_teacher_needed(config: Mapping[str, Any]) -> list[Fault]:
     return [
         Fault("teacher", what, "teacher=resnet56, or distiller=vanilla alignment=none ground_truth=labels")
     ]
-
-
-def check_teacher_weights(config: Mapping[str, Any]) -> list[Fault]:
-    """Checks that a teacher has weights: one without would teach noise, silently."""
-    teacher = config["teacher"]
-    if teacher["name"] is None:
-        return []
-    if teacher["checkpoint"] is None and not teacher.get("pretrained"):
-        what = "a teacher without weights would teach noise"
-        return [Fault("teacher.checkpoint", what, "teacher.checkpoint=auto, or a file")]
-    if teacher["checkpoint"] == "auto":
-        if teacher["checkpoint_select"] == "best" and not config["dataset"].get("validation"):
-            what = "the best epoch is chosen on held-out images, and none are held out"
-            fix = "teacher.checkpoint_select=last or dataset.validation=0.1"
-            return [Fault("teacher.checkpoint_select", what, fix)]
-    elif teacher["checkpoint"] is not None and not Path(teacher["checkpoint"]).is_file():
-        what = f"there is no file {teacher['checkpoint']}"
-        if "://" in teacher["checkpoint"]:
-            what = "weights are read from files only; fetch this one and name the file"
-        elif Path(teacher["checkpoint"]).is_dir():
-            what = f"{teacher['checkpoint']} is a folder; name a file in it, such as its last.pt"
-        return [Fault("teacher.checkpoint", what, "teacher.checkpoint=auto trains this teacher")]
-    return []
-
-
-def check_models(config: Mapping[str, Any], classes: int | None) -> list[Fault]:
-    """Builds both models and checks weights and tapped modules against them.
-
-    Args:
-        config: The resolved config.
-        classes: Classes of the data set; null when it could not be asked.
-    """
-    faults = []
-    models: dict[str, nn.Module] = {}
-    for role in ("student", "teacher"):
-        if config[role]["name"] is None:
-            continue
-        try:
-            models[role] = _skeleton(json.dumps(architecture(config[role]), sort_keys=True), classes or 10)
-        except UserError as error:
-            faults.append(Fault(f"{role}.name", str(error)))
-        except Exception as error:
-            faults.append(Fault(role, f"the model can't be built: {type(error).__name__}: {error}"))
-    if "teacher" in models and classes is not None:
-        faults += _check_weights_fit(config["teacher"], models["teacher"], classes)
-    return faults + _check_taps(config, models)
-
-
-@lru_cache(maxsize=32)  # the cells of a grid share few architectures
-def _skeleton(architecture_json: str, classes: int) -> nn.Module:
-    """Builds a model for its names and shapes.
-
-    Large models are built without memory or work, on the meta device; for the small ones of the zoo
-    the first use of that device alone takes longer, about two seconds.
-    """
-    node = json.loads(architecture_json)
-    if "pretrained" in node:
-        node["pretrained"] = False
-    with nullcontext() if node["name"] in list_models() else torch.device("meta"):
-        model: nn.Module = construct(node, num_classes=classes)
-    return model
-
-
-def _check_weights_fit(teacher: Mapping[str, Any], model: nn.Module, classes: int) -> list[Fault]:
-    path = teacher["checkpoint"]
-    if path is None and "pretrained" in teacher:
-        return _check_pretrained(teacher["name"], classes)
-    if path in (None, "auto") or not Path(path).is_file():
-        return []
-    try:
-        state = read_state_dict(path)
-    except UserError as error:
-        return [Fault("teacher.checkpoint", str(error))]
-    problems = mismatches(model, state)
-    if not problems:
-        return []
-    heads = [value for value in state.values() if value.ndim == 2]
-    if heads and heads[-1].shape[0] != classes and len(problems) == 1:
-        what = f"{path} was trained for {heads[-1].shape[0]} classes, and the data set has {classes}"
-        return [Fault("teacher.checkpoint", what, "teacher.checkpoint=auto, or a file for this data set")]
-    return [
-        Fault(
-            "teacher.checkpoint", f"the weights in {path} do not fit {teacher['name']}: {'; '.join(problems)}"
-        )
-    ]
-
-
-def _check_pretrained(name: str, classes: int) -> list[Fault]:
-    """Refuses published weights whose head timm would silently replace by a random one."""
-    from timm.models import get_pretrained_cfg
-
-    published = get_pretrained_cfg(name.removeprefix("timm/"))
-    if published is None or not published.has_weights:
-        return [
-            Fault("teacher.name", f"timm has no published weights for {name!r}", "teacher.checkpoint=auto")
-        ]
-    if published.num_classes != classes:
-        what = f"{name} was published for {published.num_classes} classes, and the data set has {classes}"
-        return [
-            Fault("teacher.pretrained", what, "teacher.checkpoint=auto fine-tunes it once on this data set")
-        ]
-    return []
-
-
-def _check_taps(config: Mapping[str, Any], models: Mapping[str, nn.Module]) -> list[Fault]:
-    """Looks up the modules that the terms tap in the models that there are."""
-    faults = []
-    for path, node in active_terms(config).items():
-        try:
-            term = construct({key: value for key, value in node.items() if key != "weight"})
-        except Exception as error:
-            faults.append(Fault(path, f"the term can't be built: {type(error).__name__}: {error}"))
-            continue
-        if not isinstance(term, Term):
-            what = f"{node['_target_']} is not a Term (a subclass of gda.distillers.Term)"
-            faults.append(Fault(f"{path}._target_", what))
-            continue
-        for role, paths in (("student", term.student_features), ("teacher", term.teacher_features)):
-            for tap in paths if role in models else ():
-                try:
-                    tap_paths(models[role], [tap])
-                except UserError as error:
-                    faults.append(Fault(path, f"{role} {config[role]['name']}: {error}"))
-    return faults
 
 
 def check_device(trainer: Mapping[str, Any]) -> list[Fault]:

@@ -3,6 +3,7 @@
 Hydra's own help page composes the config and lists every group twice, which takes seconds.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 _TEXT = """\
@@ -15,7 +16,8 @@ Usage
                                                        change values
   python launch.py -m distiller=kd,dkd alignment=none,gda seed=0,1,2
                                                        every combination, one after the other
-  python launch.py experiment=gda/resnet56_resnet20    a preset; its file states command and source
+  python launch.py experiment=dkd/resnet56_resnet20    METHOD/TEACHER_STUDENT, a preset; its file
+                                                       states command and source
   python launch.py sweep=main_table                    a grid kept as a file
   python launch.py check=true ...                      check everything, run nothing
   python -m gda.report STUDY                           the table of a study
@@ -27,7 +29,8 @@ Values (KEY=VALUE)
   study=NAME      runs of one study are compared by one report
   seed=0          seeds the student, the data order, the augmentation and the terms
   runs=FOLDER     folder of all run folders
-  teacher.checkpoint=auto|FILE, teacher.seed=0, teacher.checkpoint_select=last|best
+  teacher.checkpoint=auto|FILE|RUN_FOLDER|URL|mlflow:RUN_ID, teacher.weights=raw|ema, teacher.sha256=HEX
+  teacher.seed=0, teacher.checkpoint_select=last|best
   dataset.validation=F                                 share of training images held out
   and every key that `python launch.py --cfg job` shows
 
@@ -52,8 +55,15 @@ def help_text(groups: Mapping[str, Sequence[str]]) -> str:
     for group, choices in sorted(groups.items()):
         if "/" in group or group in _BEHIND or group.startswith("_"):
             continue
-        lines.extend(_wrapped(f"  {group}=", choices))
+        lines.extend(_wrapped(f"  {group}=", _gathered(choices)))
     return _TEXT.format(groups="\n".join(lines))
+
+
+def _gathered(choices: Sequence[str]) -> list[str]:
+    """Names folders of choices once: there are too many presets to list."""
+    folders = Counter(choice.rpartition("/")[0] for choice in choices)
+    single = [choice for choice in choices if "/" not in choice]
+    return single + [f"{folder}/... ({count})" for folder, count in folders.items() if folder]
 
 
 def _wrapped(head: str, choices: Sequence[str], width: int = 96) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from gda.config.schema import learning_rate
+from gda.config.signature import locate
 
 VERSION = 1
 
@@ -25,6 +26,7 @@ _RESULT_NODES = (
     "teacher",
     "student",
     "distiller",
+    "plugin",
     "alignment",
     "ground_truth",
     "recipe",
@@ -34,7 +36,8 @@ _RESULT_NODES = (
 # What these nodes hold beside the things that change a result.
 _NEUTRAL = {
     "dataset": ("root", "download", "max_memory_gib", "statistics"),
-    "teacher": ("checkpoint", "checkpoint_select", "seed"),  # replaced by the identity of the weights
+    # replaced by the identity of the weights
+    "teacher": ("checkpoint", "checkpoint_select", "weights", "sha256", "seed"),
     # label smoothing stands in ground_truth, where labels are used at all
     "recipe": (
         "evaluation_batch_size",
@@ -56,7 +59,17 @@ ALIGNMENT_TERMS = ("fisher_rao", "sinkhorn")
 VANILLA: dict[str, Any] = {"name": "vanilla", "ground_truth_weight": 1.0, "terms": {}}
 """The distiller node of plain training, as in ``conf/distiller/vanilla.yaml``."""
 
-NO_TEACHER: dict[str, Any] = {"name": None, "checkpoint": None, "checkpoint_select": "last", "seed": 0}
+NO_PLUGIN: dict[str, Any] = {"name": "none", "weight_factors": {}, "plugins": {}}
+"""The plug-in node of ``plugin=none``."""
+
+NO_TEACHER: dict[str, Any] = {
+    "name": None,
+    "checkpoint": None,
+    "checkpoint_select": "last",
+    "weights": "raw",
+    "sha256": None,
+    "seed": 0,
+}
 """The teacher node of ``teacher=none``."""
 
 
@@ -110,6 +123,8 @@ def identify(config: Mapping[str, Any], weights: str | None = None, data: str | 
 def label_of(config: Mapping[str, Any]) -> str:
     """Returns the short name of the method, e.g. ``kd+gda`` or ``vanilla (label-free)``."""
     label = str(config["distiller"]["name"])
+    if config["plugin"]["plugins"]:
+        label += f"+{config['plugin']['name']}"
     if _is_aligned(config):
         label += f"+{config['alignment']['name']}"
     if config["ground_truth"]["name"] != "labels":
@@ -128,6 +143,29 @@ def active_terms(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     if config["alignment"]["enabled"]:
         nodes |= {f"alignment.{name}": config["alignment"][name] for name in ALIGNMENT_TERMS}
     return {path: node for path, node in nodes.items() if _weighs(node)}
+
+
+def plugin_nodes(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns the nodes of the plug-ins, by dotted path."""
+    return {f"plugin.plugins.{name}": node for name, node in config["plugin"]["plugins"].items()}
+
+
+def optimizer_node(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the node of the optimiser: the recipe's, or the method's own with the recipe's options."""
+    recipe, own = dict(config["recipe"]["optimizer"]), config["distiller"].get("optimizer")
+    return recipe if own is None else {**recipe, **own}
+
+
+def weight_of(path: str, config: Mapping[str, Any]) -> Any:
+    """Returns the weight of an active term as it counts: its own, times the factor of the plug-in."""
+    nodes = active_terms(config)
+    weight, name = nodes[path]["weight"], path.rpartition(".")[2]
+    factor = config["plugin"]["weight_factors"].get(name, 1.0)
+    if factor == 1.0 or not path.startswith("distiller."):
+        return weight
+    if isinstance(weight, Mapping):
+        return {**weight, "value": weight.get("value", 1.0) * factor}
+    return weight * factor
 
 
 def _is_aligned(config: Mapping[str, Any]) -> bool:
@@ -151,6 +189,7 @@ def plain_training(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the config of plain training of the same student: no teacher, labels, no terms."""
     changed = without_alignment(config)
     changed["distiller"] = copy.deepcopy(VANILLA)
+    changed["plugin"] = copy.deepcopy(NO_PLUGIN)
     changed["teacher"] = dict(NO_TEACHER)
     if config["ground_truth"]["name"] != "labels":
         changed["ground_truth"] = {
@@ -191,6 +230,14 @@ def _group(config: Mapping[str, Any], weights: str | None, data: str | None) -> 
     if not uses_teacher(config):
         del nodes["teacher"]
         weights = None
+    if not config["plugin"]["plugins"]:
+        del nodes["plugin"]
+    else:  # factors on weights that there are; plug-ins nest, so that their order counts
+        terms = config["distiller"]["terms"]
+        factors = {
+            name: factor for name, factor in nodes["plugin"]["weight_factors"].items() if name in terms
+        }
+        nodes["plugin"] = {"weight_factors": factors, "plugins": list(nodes["plugin"]["plugins"].items())}
     if not _is_aligned(config):
         del nodes["alignment"]
     else:
@@ -198,6 +245,10 @@ def _group(config: Mapping[str, Any], weights: str | None, data: str | None) -> 
     for transforms in ("train_transforms", "test_transforms"):  # applied in order, so the order counts
         named = nodes["recipe"][transforms]
         nodes["recipe"][transforms] = [[key, node] for key, node in named.items() if node is not None]
+    nodes["recipe"].pop("view_transforms", None)
+    views = _views(config)  # those that no term looks at change nothing
+    if views:
+        nodes["recipe"]["view_transforms"] = views
     table = _left_out()
     content: dict[str, Any] = {
         "version": VERSION,
@@ -211,6 +262,17 @@ def _group(config: Mapping[str, Any], weights: str | None, data: str | None) -> 
         content["data"] = data
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _views(config: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Returns the named transforms, in order, of the views that the active terms ask for."""
+    targets = [locate(node["_target_"]) for node in active_terms(config).values()]
+    asked = {view for target in targets for view in getattr(target, "needs_views", ())}
+    known = config["recipe"].get("view_transforms", {})
+    return {
+        view: [[key, node] for key, node in known.get(view, {}).items() if node is not None]
+        for view in sorted(asked)
+    }
 
 
 def _canonical(node: Any, left_out: Any, targets: Mapping[str, Any]) -> Any:

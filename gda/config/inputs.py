@@ -7,7 +7,8 @@ from typing import Any
 
 from gda.config.identity import Identity, identify, teacher_run, uses_teacher
 from gda.config.signature import construct
-from gda.models.checkpoints import file_hash
+from gda.config.weights import weights_file
+from gda.models.weights.checkpoints import file_hash
 
 
 def identify_run(config: Mapping[str, Any]) -> Identity:
@@ -49,6 +50,8 @@ def facts_of(config: Mapping[str, Any], identity: Identity) -> dict[str, Any]:
 def weights_identity(config: Mapping[str, Any], also_unused: bool = False) -> str | None:
     """Identifies the teacher's weights by what is in them, not by where they lie.
 
+    Weights that are not at hand are fetched.
+
     Args:
         config: The resolved config, free of faults.
         also_unused: Whether to identify a teacher that only measures fidelity, too.
@@ -61,8 +64,10 @@ def weights_identity(config: Mapping[str, Any], also_unused: bool = False) -> st
         return f"run:{group}:seed{teacher['seed']}:{teacher['checkpoint_select']}"
     if teacher["checkpoint"] is None:
         return "pretrained"
-    path = Path(teacher["checkpoint"])
-    return f"sha256:{_hash_of(path, path.stat().st_mtime_ns, path.stat().st_size)}"
+    path = weights_file(config)
+    assert path is not None
+    which = "" if teacher["weights"] == "raw" else f":{teacher['weights']}"
+    return f"sha256:{_hash_of(path, path.stat().st_mtime_ns, path.stat().st_size)}{which}"
 
 
 def data_fingerprint(config: Mapping[str, Any]) -> str | None:

@@ -36,6 +36,8 @@ class Recipe:
         schedule: A schedule of :mod:`gda.training.schedules`.
         train_transforms: Named transforms of training images, applied in order.
         test_transforms: Named transforms of validation and test images.
+        view_transforms: Further views of training images that a method may ask for, by name: named
+            transforms, applied after ``train_transforms``.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Recipe:
     schedule: Node
     train_transforms: Mapping[str, Node] = field(default_factory=dict)
     test_transforms: Mapping[str, Node] = field(default_factory=dict)
+    view_transforms: Mapping[str, Mapping[str, Node]] = field(default_factory=dict)
 
     def learning_rate(self, student: str) -> float:
         """Returns the peak learning rate for a student."""
@@ -91,15 +94,20 @@ class Weights:
 
     Attributes:
         name: Zoo name; null means no teacher.
-        checkpoint: A file, ``auto`` (a run with the same data and recipe, made once and shared) or
-            null (only with pretrained weights of the architecture itself).
-        checkpoint_select: Which state of an ``auto`` run is the teacher.
+        checkpoint: A file, a run folder, a URL, ``mlflow:<run id>``, ``auto`` (a run with the same data
+            and recipe, made once and shared) or null (only with pretrained weights of the architecture
+            itself).
+        checkpoint_select: Which state of a run is the teacher.
+        weights: Whether the trained weights are taken or their moving average, where a file holds both.
+        sha256: What the file's SHA-256 must be; null takes any.
         seed: Seed of the ``auto`` run, independent of the student's.
     """
 
     name: str | None
     checkpoint: str | None
     checkpoint_select: Literal["last", "best"]
+    weights: Literal["raw", "ema"]
+    sha256: str | None
     seed: Annotated[int, NonNegative]
 
 
@@ -111,11 +119,28 @@ class DistillerSettings:
         name: The method's name.
         ground_truth_weight: Weight of the supervised term.
         terms: Named term nodes, each with a ``_target_``, a ``weight`` and the term's arguments.
+        optimizer: An optimiser that takes the place of the recipe's SGD, and gets its options.
     """
 
     name: str
     ground_truth_weight: float | Mapping[str, Any]
     terms: Mapping[str, Node]
+    optimizer: Node | None = None
+
+
+@dataclass(frozen=True)
+class PluginSettings:
+    """What changes the logits or the temperature that the terms of a method see.
+
+    Attributes:
+        name: The choice's name.
+        weight_factors: Factors on the weights of the method's terms, by name; others keep theirs.
+        plugins: Named plug-in nodes; the first is the outermost.
+    """
+
+    name: str
+    weight_factors: Mapping[str, Annotated[float, Positive]]
+    plugins: Mapping[str, Node]
 
 
 @dataclass(frozen=True)
@@ -165,6 +190,7 @@ class Config:
         teacher: Architecture and weights of the teacher.
         student: Architecture of the student.
         distiller: The base method.
+        plugin: What changes the logits that it sees.
         alignment: The GDA terms.
         ground_truth: What the supervised term learns from.
         recipe: How the student is trained.
@@ -182,6 +208,7 @@ class Config:
     teacher: Node
     student: Node
     distiller: Node
+    plugin: Node
     alignment: Node
     ground_truth: Node
     recipe: Node
@@ -204,6 +231,7 @@ NESTED = {
     "recipe": Recipe,
     "trainer": TrainerSettings,
     "distiller": DistillerSettings,
+    "plugin": PluginSettings,
     "alignment": AlignmentSettings,
     "tracking": Tracking,
 }

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union
 
 from gda.config.faults import Fault
@@ -137,6 +137,13 @@ def check_value(where: str, value: Any, hint: Any, default: Any = inspect.Parame
     if isinstance(value, Mapping) and len(typing.get_args(hint)) == 2:
         kind = typing.get_args(hint)[1]
         return [fault for key, item in value.items() for fault in check_value(f"{where}.{key}", item, kind)]
+    if isinstance(value, list | tuple) and typing.get_origin(hint) in (list, tuple, Sequence):
+        found = [
+            Fault(where, f"in {_show(value)}, {fault.what}", fix)
+            for item, kind in zip(value, _item_kinds(len(value), hint), strict=False)
+            for fault in check_value(where, item, kind)
+        ]
+        return found[:1]  # a list is overridden whole: one fault for its one place
     if isinstance(value, int | float) and not isinstance(value, bool):
         return [
             Fault(where, f"{_show(value)} must be {bound}", fix)
@@ -188,6 +195,14 @@ def _sequence_mismatch(value: Any, origin: Any, arguments: tuple[Any, ...]) -> s
         problems = [_mismatch(item, arguments[0]) for item in value] if arguments else []
     problems = [problem for problem in problems if problem]
     return f"a list where each value is {problems[0]}" if problems else ""
+
+
+def _item_kinds(count: int, hint: Any) -> tuple[Any, ...]:
+    """Returns the type hints of the items of a list that has no mismatch."""
+    kinds = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and Ellipsis not in kinds:
+        return kinds
+    return kinds[:1] * count
 
 
 def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:

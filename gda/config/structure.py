@@ -21,8 +21,9 @@ _TASK_ARGUMENTS = (
     "seed",
     "device",
     "channels_last",
+    "view_transforms",
 )
-_WEIGHT_KEYS = ("checkpoint", "checkpoint_select", "seed")
+_WEIGHT_KEYS = ("checkpoint", "checkpoint_select", "weights", "sha256", "seed")
 
 
 def check_structure(config: Mapping[str, Any]) -> list[Fault]:
@@ -49,6 +50,15 @@ def check_structure(config: Mapping[str, Any]) -> list[Fault]:
         )
         if teacher.get("name") is not None:
             nodes.append(("teacher", teacher, ("num_classes",), _WEIGHT_KEYS))
+    for path, plugin in _plugins(config):
+        nodes.append((path, plugin, (), ()))
+    optimizer = _at(config, "distiller.optimizer")
+    if optimizer is not None:
+        options = _at(config, "recipe.optimizer")
+        own = optimizer if isinstance(optimizer, Mapping) else {}
+        inherited = options if isinstance(options, Mapping) else {}
+        known = ("params", "lr", *(key for key in inherited if key not in own))
+        nodes.append(("distiller.optimizer", optimizer, known, ()))
     for path, term in _terms(config):
         if term is None and path.startswith("distiller."):
             faults.append(Fault(path, "a term can't be null", f"~{path}"))
@@ -56,7 +66,10 @@ def check_structure(config: Mapping[str, Any]) -> list[Fault]:
         if isinstance(term, Mapping):
             faults += _check_weight(f"{path}.weight", term.get("weight"))
     faults += _check_weight("distiller.ground_truth_weight", _at(config, "distiller.ground_truth_weight"))
-    for group in ("recipe.train_transforms", "recipe.test_transforms"):
+    views = _at(config, "recipe.view_transforms")
+    groups = ["recipe.train_transforms", "recipe.test_transforms"]
+    groups += [f"recipe.view_transforms.{view}" for view in views] if isinstance(views, Mapping) else []
+    for group in groups:
         transforms = _at(config, group)
         if isinstance(transforms, Mapping):
             nodes += [
@@ -100,6 +113,16 @@ def _terms(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if isinstance(alignment, Mapping):
         nodes += [(f"alignment.{name}", alignment.get(name)) for name in ALIGNMENT_TERMS]
     return nodes
+
+
+def _plugins(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Returns the paths and nodes of all plug-ins."""
+    plugins = _at(config, "plugin.plugins")
+    return (
+        [(f"plugin.plugins.{name}", node) for name, node in plugins.items()]
+        if isinstance(plugins, Mapping)
+        else []
+    )
 
 
 def _taken_names(config: Mapping[str, Any]) -> list[Fault]:

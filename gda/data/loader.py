@@ -48,6 +48,7 @@ class TensorLoader:
         channels_last: Memory format of the batches.
         resident: Keep the whole split on the device. Otherwise it stays in the computer's memory and
             each batch is copied over.
+        view_transforms: Further transforms of each named view, applied after ``transforms``.
 
     Raises:
         UserError: An evaluation has random transforms, or the split does not fill one batch.
@@ -66,9 +67,16 @@ class TensorLoader:
         drop_last: bool = False,
         channels_last: bool = False,
         resident: bool = True,
+        view_transforms: Mapping[str, Mapping[str, Transform | None]] | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.pipeline = Pipeline(transforms, mean, std).to(self.device)
+        self._views = {
+            view: Pipeline(
+                {**transforms, **{f"{view}.{name}": each for name, each in further.items()}}, mean, std
+            ).to(self.device)
+            for view, further in (view_transforms or {}).items()
+        }
         if not shuffle and self.pipeline.random:
             raise UserError(f"evaluation can't use random transforms: {', '.join(self.pipeline.random)}")
         if not shuffle and drop_last:
@@ -108,7 +116,8 @@ class TensorLoader:
 
         Args:
             indices: Positions in the split, ``(batch,)``, as in :class:`Batch`.
-            name: Name of the view; each has its own random stream.
+            name: Name of the view; each has its own random stream, and its own further transforms
+                where ``view_transforms`` has some.
             epoch: The epoch.
             step: The step within it.
 
@@ -117,7 +126,8 @@ class TensorLoader:
         """
         draws = generator(self.seed, "view", name, epoch, step)
         images = self._fetch(self.images, indices.to(self.images.device))
-        return self.pipeline(images, draws).contiguous(memory_format=self.memory_format)
+        pipeline = self._views.get(name, self.pipeline)
+        return pipeline(images, draws).contiguous(memory_format=self.memory_format)
 
     def _order(self, epoch: int) -> Tensor:
         """Returns the positions of all images in the epoch's order, where the images lie."""

@@ -63,6 +63,9 @@ class AdaptConf(Term):
             above 0; 0 means no ramp.
     """
 
+    kind = "logit"
+    paper = "2402.03749"
+
     def __init__(
         self,
         tau: Annotated[float, Positive] = 0.5,

@@ -54,6 +54,9 @@ class AugConf(Term):
         temperature: Temperature of the distillation loss.
     """
 
+    kind = "logit"
+    paper = "2402.03749"
+
     def __init__(
         self,
         alpha_max: Annotated[float, Share] = 0.5,

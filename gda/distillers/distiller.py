@@ -1,7 +1,8 @@
 """The training loss of the student: supervised term plus the named terms, weighted."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 
 from gda.distillers.ground_truth import Labels, TeacherTargets
 from gda.distillers.logits import at_least_float32
+from gda.distillers.plugin import Plugin
 from gda.distillers.schedule import Weight
-from gda.distillers.term import DataFacts, ModelOutput, Term, TermInputs
+from gda.distillers.term import ModelOutput, RunFacts, Term, TermInputs, View
+from gda.seeding import seeded
 
 GROUND_TRUTH = "ground_truth"
 
@@ -22,6 +25,21 @@ def _in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 def _with_full_precision(output: ModelOutput) -> ModelOutput:
     return replace(output, logits=at_least_float32(output.logits))
+
+
+def _view_with_full_precision(view: View) -> View:
+    teacher = None if view.teacher is None else _with_full_precision(view.teacher)
+    return replace(view, student=_with_full_precision(view.student), teacher=teacher)
+
+
+def apart(summands: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    """Splits weighted summands into the supervised one and the sum of all others; ``None`` if there is none.
+
+    Args:
+        summands: As from :meth:`Distiller.summands`.
+    """
+    others = [value for name, value in summands.items() if name != GROUND_TRUTH]
+    return summands.get(GROUND_TRUTH), torch.stack(others).sum() if others else None
 
 
 class Distiller(nn.Module):
@@ -39,6 +57,7 @@ class Distiller(nn.Module):
             :class:`~gda.distillers.ground_truth.TeacherTargets`, or a module of the same interface.
         ground_truth_weight: Its weight, in the form that :meth:`Weight.parse` reads.
         terms: Term and weight by name. Names appear in the logs.
+        plugins: Modifiers of the terms that take plug-ins, by name; the first is the outermost.
 
     Attributes:
         ground_truth: The supervised term. The task calls ``ground_truth.targets`` first and puts the
@@ -55,6 +74,7 @@ class Distiller(nn.Module):
         ground_truth: Labels | TeacherTargets,
         ground_truth_weight: float | Mapping[str, Any] | Weight = 1.0,
         terms: Mapping[str, tuple[Term, float | Mapping[str, Any] | Weight]] | None = None,
+        plugins: Mapping[str, Plugin] | None = None,
     ) -> None:
         super().__init__()
         self.ground_truth = ground_truth
@@ -68,10 +88,14 @@ class Distiller(nn.Module):
         self.weights = {name: weight for name, weight in weights.items() if weight.value != 0}
         if not self.weights:
             raise ValueError("every weight of the loss is 0: there is nothing to train on")
+        self.plugins = nn.ModuleDict(dict(plugins or {}))
         self.terms = nn.ModuleDict({name: term for name, term in kept.items() if name in self.weights})
 
     def _active(self) -> list[Term]:
         return [term for term in self.terms.values() if isinstance(term, Term)]
+
+    def _parts(self) -> list[Term | Plugin]:
+        return [*self._active(), *(each for each in self.plugins.values() if isinstance(each, Plugin))]
 
     @property
     def needs_teacher(self) -> bool:
@@ -100,18 +124,29 @@ class Distiller(nn.Module):
 
     @property
     def student_features(self) -> tuple[str, ...]:
-        """Module paths of the student to tap."""
-        return _in_order(path for term in self._active() for path in term.student_features)
+        """Taps of the student."""
+        return _in_order(tap for part in self._parts() for tap in part.student_features)
 
     @property
     def teacher_features(self) -> tuple[str, ...]:
-        """Module paths of the teacher to tap."""
-        return _in_order(path for term in self._active() for path in term.teacher_features)
+        """Taps of the teacher."""
+        return _in_order(tap for part in self._parts() for tap in part.teacher_features)
 
-    def setup(self, facts: DataFacts) -> None:
-        """Hands facts of the data set to every term, once, before training."""
-        for term in self._active():
-            term.setup(facts)
+    def setup(self, facts: RunFacts, seed: int = 0) -> None:
+        """Hands facts of the run to every term, once, before training.
+
+        Args:
+            facts: The facts.
+            seed: The run's seed; each term draws its parameters from a stream of its own.
+        """
+        for name, term in self.terms.items():
+            if isinstance(term, Term):
+                with seeded(seed, "term set-up", name):
+                    term.setup(facts)
+        for name, plugin in self.plugins.items():
+            if isinstance(plugin, Plugin):
+                with seeded(seed, "plug-in set-up", name):
+                    plugin.setup(facts)
 
     def forward(self, inputs: TermInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the loss of one batch.
@@ -124,16 +159,34 @@ class Distiller(nn.Module):
             The weighted total, a scalar with gradient, and the unweighted value of every summand,
             detached, under ``"ground_truth"`` and the terms' names.
         """
+        summands, values = self.summands(inputs)
+        return torch.stack(list(summands.values())).sum(), values
+
+    def summands(self, inputs: TermInputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Computes the loss of one batch, not summed up.
+
+        Args:
+            inputs: As in :meth:`forward`.
+
+        Returns:
+            The weighted summands, scalars with gradient, and their unweighted values, detached, both
+            under ``"ground_truth"`` and the terms' names.
+        """
         inputs = replace(
             inputs,
             student=_with_full_precision(inputs.student),
             teacher=None if inputs.teacher is None else _with_full_precision(inputs.teacher),
+            views={name: _view_with_full_precision(view) for name, view in inputs.views.items()},
         )
-        summands: list[Tensor] = []
+        summands: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         for name, weight in self.weights.items():
             module = self.ground_truth if name == GROUND_TRUTH else self.terms[name]
-            value = at_least_float32(module(inputs))
+            compute: Callable[[TermInputs], Tensor] = module
+            if isinstance(module, Term) and module.takes_plugins:
+                for plugin in reversed(list(self.plugins.values())):
+                    compute = partial(plugin, compute)
+            value = at_least_float32(compute(inputs))
             values[name] = value.detach()
-            summands.append(weight.at(inputs.progress) * value)
-        return torch.stack(summands).sum(), values
+            summands[name] = weight.at(inputs.progress) * value
+        return summands, values

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gda.distillers.logits import below_maximum, logit_pair
+from gda.distillers.logits import below_maximum, logit_pair, squared
 from gda.distillers.term import Term, TermInputs
 from gda.ranges import NonNegative, Positive
 
@@ -39,7 +39,9 @@ def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return logits.gather(1, column).squeeze(1), logits.gather(1, others)
 
 
-def dkd_parts(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def dkd_parts(
+    student: Tensor, teacher: Tensor, target: Tensor, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """The two summands of DKD, each with its factor ``T^2``, unweighted.
 
     Args:
@@ -47,7 +49,8 @@ def dkd_parts(student: Tensor, teacher: Tensor, target: Tensor, temperature: flo
         teacher: Teacher logits, ``(batch, classes)``; no gradient flows into them.
         target: Class ids, ``(batch,)``, or class probabilities, ``(batch, classes)``, of which the
             most probable class is taken.
-        temperature: Softening of all distributions, above 0.
+        temperature: Softening of all distributions, above 0: a number, or a tensor that broadcasts to
+            ``(batch, 1)`` and may have a gradient.
 
     Returns:
         The target part and the non-target part, two scalars in nats (batch means).
@@ -70,19 +73,24 @@ def dkd_parts(student: Tensor, teacher: Tensor, target: Tensor, temperature: flo
     teacher_odds = teacher_target - teacher_others.logsumexp(dim=1)
     log_p = F.logsigmoid(torch.stack([student_odds, -student_odds], dim=1))
     log_q = F.logsigmoid(torch.stack([teacher_odds, -teacher_odds], dim=1))
-    target_part = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
-
+    target_part = F.kl_div(log_p, log_q, reduction="none", log_target=True)
     nontarget_part = F.kl_div(
         F.log_softmax(student_others, dim=1),
         F.log_softmax(teacher_others, dim=1),
-        reduction="batchmean",
+        reduction="none",
         log_target=True,
     )
-    return target_part * temperature**2, nontarget_part * temperature**2
+    factor = squared(temperature)
+    return (target_part.sum(dim=1) * factor).mean(), (nontarget_part.sum(dim=1) * factor).mean()
 
 
 def dkd(
-    student: Tensor, teacher: Tensor, target: Tensor, alpha: float, beta: float, temperature: float
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    alpha: float,
+    beta: float,
+    temperature: float | Tensor,
 ) -> Tensor:
     """Decoupled distillation loss, ``alpha * target part + beta * non-target part``.
 
@@ -93,7 +101,8 @@ def dkd(
             most probable class is taken (mixed labels; the teacher's in label-free training).
         alpha: Weight of the target part, at least 0.
         beta: Weight of the non-target part, at least 0.
-        temperature: Softening of all distributions, above 0.
+        temperature: Softening of all distributions, above 0: a number, or a tensor that broadcasts to
+            ``(batch, 1)`` and may have a gradient.
 
     Returns:
         Scalar in nats (batch mean).
@@ -114,6 +123,11 @@ class DKD(Term):
         temperature: Softening of all distributions.
     """
 
+    takes_plugins = True
+    sample_wise = True
+    kind = "logit"
+    paper = "2203.08679"
+
     def __init__(
         self,
         alpha: Annotated[float, NonNegative] = 1.0,
@@ -133,5 +147,5 @@ class DKD(Term):
             inputs.targets,
             self.alpha,
             self.beta,
-            self.temperature,
+            inputs.temperature_or(self.temperature),
         )

@@ -69,6 +69,8 @@ def fisher_rao(student: Tensor, teacher: Tensor) -> Tensor:
 class FisherRao(Term):
     """Fisher-Rao alignment of the logits as a term."""
 
+    kind = "alignment"
+
     def forward(self, inputs: TermInputs) -> Tensor:
         """Returns the unweighted scalar loss of this batch."""
         return fisher_rao(inputs.student.logits, inputs.teacher_logits)

@@ -14,18 +14,19 @@ from typing import Annotated
 from torch import Tensor
 from torch.nn import functional as F
 
-from gda.distillers.logits import below_maximum, logit_pair
+from gda.distillers.logits import below_maximum, logit_pair, squared
 from gda.distillers.term import Term, TermInputs
 from gda.ranges import Positive
 
 
-def kd_per_sample(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def kd_per_sample(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
     """``T^2 * KL(teacher || student)`` of every sample.
 
     Args:
         student: Student logits, ``(batch, classes)``.
         teacher: Teacher logits, ``(batch, classes)``; no gradient flows into them.
-        temperature: Softening of both distributions, above 0.
+        temperature: Softening of both distributions, above 0: a number, or a tensor that broadcasts to
+            ``(batch, 1)`` and may have a gradient.
 
     Returns:
         Non-negative losses in nats, ``(batch,)``.
@@ -39,16 +40,17 @@ def kd_per_sample(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
     log_q = F.log_softmax(below_maximum(teacher) / temperature, dim=1)
     # log_target: a teacher probability that underflows to 0 contributes 0, never 0 * log 0.
     divergence = F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
-    return divergence * temperature**2
+    return divergence * squared(temperature)
 
 
-def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def kd(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
     """Hinton's distillation loss, ``T^2 * KL(teacher || student)``, mean over the batch.
 
     Args:
         student: Student logits, ``(batch, classes)``.
         teacher: Teacher logits, ``(batch, classes)``; no gradient flows into them.
-        temperature: Softening of both distributions, above 0.
+        temperature: Softening of both distributions, above 0: a number, or a tensor that broadcasts to
+            ``(batch, 1)`` and may have a gradient.
 
     Returns:
         Scalar in nats, zero exactly where both distributions agree.
@@ -66,10 +68,15 @@ class KD(Term):
         temperature: Softening of both distributions.
     """
 
+    takes_plugins = True
+    sample_wise = True
+    kind = "logit"
+    paper = "1503.02531"
+
     def __init__(self, temperature: Annotated[float, Positive] = 4.0) -> None:
         super().__init__()
         self.temperature = temperature
 
     def forward(self, inputs: TermInputs) -> Tensor:
         """Returns the unweighted scalar loss of this batch."""
-        return kd(inputs.student.logits, inputs.teacher_logits, self.temperature)
+        return kd(inputs.student.logits, inputs.teacher_logits, inputs.temperature_or(self.temperature))

@@ -47,6 +47,11 @@ def below_maximum(logits: Tensor) -> Tensor:
     return logits - logits.detach().amax(dim=1, keepdim=True)
 
 
+def squared(temperature: float | Tensor) -> float | Tensor:
+    """Returns ``T^2`` as a factor of losses ``(batch,)``: of a number, or of one value per sample."""
+    return temperature.reshape(-1).square() if isinstance(temperature, Tensor) else temperature**2
+
+
 def row_std(shifted: Tensor) -> Tensor:
     """Unbiased standard deviation of each row.
 

@@ -1,10 +1,13 @@
 """What a distillation term is given and what it returns."""
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from gda.models.tap_descriptions import TapDescription
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,8 @@ class ModelOutput:
 
     Attributes:
         logits: ``(batch, classes)``.
-        features: Tapped module outputs by module path; empty unless a term asks for them.
+        features: What was tapped, by tap name; empty unless a term asks. Maps are ``(batch, channels,
+            height, width)``, token maps ``(batch, tokens, width)``, vectors ``(batch, width)``.
     """
 
     logits: Tensor
@@ -38,6 +42,21 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class View:
+    """The same images, augmented once more, and what both models say about them.
+
+    Attributes:
+        images: ``(batch, 3, height, width)``.
+        student: The student's outputs, with gradient.
+        teacher: The teacher's outputs, without gradient; ``None`` when there is no teacher.
+    """
+
+    images: Tensor
+    student: ModelOutput
+    teacher: ModelOutput | None
+
+
+@dataclass(frozen=True)
 class TermInputs:
     """One batch as a term sees it.
 
@@ -51,6 +70,8 @@ class TermInputs:
         progress: Where training stands.
         generator: Random draws of the term come from here (a CPU generator of its own stream).
         views: Further augmented views of the same images, by name; empty unless a term asks.
+        temperature: Temperature that a plug-in sets, a number or a tensor with gradient; ``None`` leaves
+            a term its own.
     """
 
     images: Tensor
@@ -60,7 +81,8 @@ class TermInputs:
     teacher: ModelOutput | None
     progress: Progress
     generator: torch.Generator
-    views: dict[str, Tensor] = field(default_factory=dict)
+    views: Mapping[str, View] = field(default_factory=dict)
+    temperature: float | Tensor | None = None
 
     @property
     def teacher_logits(self) -> Tensor:
@@ -73,47 +95,89 @@ class TermInputs:
             raise ValueError("this term needs a teacher, and the run has none")
         return self.teacher.logits
 
+    def temperature_or(self, own: float) -> float | Tensor:
+        """Returns the temperature that a plug-in sets, else a term's own."""
+        return own if self.temperature is None else self.temperature
+
 
 @dataclass(frozen=True)
-class DataFacts:
-    """Facts of the data set that a term may read once, before training.
+class RunFacts:
+    """Facts of a run that a term may read once, before training.
 
     Attributes:
         classes: Number of classes.
         train_size: Number of training images.
-        labels: Label of every training image, ``(train_size,)``; ``None`` in label-free training.
+        labels: Label of every training image, ``(train_size,)``; ``None`` in label-free training, and in
+            the check of a config, which reads no image.
+        student_features: What the student's taps give, by tap name.
+        teacher_features: What the teacher's taps give, by tap name.
+        student: The student, unwrapped. A term must not keep it as a submodule.
+        teacher: The teacher, unwrapped; ``None`` when there is no teacher. In the check of a config both
+            are of the right shape, but of random or no weights.
+        training_batches: Makes the batches of one pass over the training images, in the split's order and
+            as images are in evaluation, on the teacher's device: images ``(batch, 3, height, width)`` and
+            labels ``(batch,)``, which are ``None`` in label-free training. Nothing is done unless it is
+            called; ``None`` in the check of a config.
     """
 
     classes: int
     train_size: int
     labels: Tensor | None = None
+    student_features: Mapping[str, TapDescription] = field(default_factory=dict)
+    teacher_features: Mapping[str, TapDescription] = field(default_factory=dict)
+    student: nn.Module | None = None
+    teacher: nn.Module | None = None
+    training_batches: Callable[[], Iterator[tuple[Tensor, Tensor | None]]] | None = None
 
 
 class Term(nn.Module):
     """One summand of the training loss: gets a batch, returns one unweighted scalar.
 
-    A term may own parameters and buffers (projectors, memory banks): they are trained with the
-    student and saved in the checkpoint. Its weight and warm-up are applied by the distiller.
+    A term may own parameters and buffers (projectors, memory banks), made at construction or in
+    :meth:`setup`, where shapes are known: they are trained with the student and saved in the
+    checkpoint. Its weight and warm-up are applied by the distiller.
 
     A subclass overrides :meth:`forward`, and declares what it needs:
 
     Attributes:
         needs_teacher: Whether the term reads the teacher's outputs.
-        student_features: Module paths of the student to tap, e.g. ``["layer3"]``.
-        teacher_features: Module paths of the teacher to tap.
-        needs_views: Names of further augmented views of each image.
+        student_features: Taps of the student (:mod:`gda.models.taps`), e.g. ``("stage3", "pooled")``.
+        teacher_features: Taps of the teacher.
+        needs_views: Names of further augmented views of each image, on which both models are run.
+        takes_plugins: Whether plug-ins (:mod:`gda.distillers.plugin`) may change the logits and the
+            temperature that the term sees; it must then honour ``TermInputs.temperature``.
+        sample_wise: Whether the loss is the mean over samples of losses that depend on one sample each.
+        kind: What the term compares, for the listing: ``logit``, ``feature``, ``relation``, ...
+        paper: arXiv number, or venue and year, for the listing.
     """
 
     needs_teacher: ClassVar[bool] = True
     needs_views: ClassVar[tuple[str, ...]] = ()
+    takes_plugins: ClassVar[bool] = False
+    sample_wise: ClassVar[bool] = False
+    kind: ClassVar[str] = "own"
+    paper: ClassVar[str] = ""
 
     def __init__(self) -> None:
         super().__init__()
         self.student_features: tuple[str, ...] = ()
         self.teacher_features: tuple[str, ...] = ()
 
-    def setup(self, facts: DataFacts) -> None:
-        """Reads facts of the data set once, before training. Does nothing by default."""
+    def refusals(self, facts: RunFacts) -> list[str]:
+        """Says in sentences why the term can't serve this pair of models; empty when it can.
+
+        The check of a config asks this before anything runs.
+
+        Args:
+            facts: The run's facts; there are no labels, and the models hold no trained weights.
+        """
+        return []
+
+    def setup(self, facts: RunFacts) -> None:
+        """Reads facts of the run once, before training; makes what needs shapes.
+
+        Torch's global generator is seeded for this term alone when it is called. Does nothing by default.
+        """
 
     def forward(self, inputs: TermInputs) -> Tensor:
         """Returns the unweighted scalar loss of this batch.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gda.errors import UserError
 from gda.interchange.architecture import build
 from gda.interchange.model_input import ModelInput
-from gda.models.checkpoints import misfit
+from gda.models.weights.checkpoints import misfit
 from gda.suggestions import did_you_mean, near
 from gda.tracking.run_folder import RunFolder
 from gda.training import checkpoint

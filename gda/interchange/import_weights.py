@@ -21,7 +21,7 @@ from gda.interchange.export_folder import content_hash, require_free, write_mode
 from gda.interchange.formats import SafeTensors
 from gda.interchange.model_card import CARD, model_card
 from gda.interchange.model_input import ModelInput
-from gda.models.checkpoints import LoadedCheckpoint, Weights, load_checkpoint
+from gda.models.weights.checkpoints import LoadedCheckpoint, Weights, load_checkpoint
 from gda.tracking.atomic import write_text_atomic
 
 OPTION = "model."

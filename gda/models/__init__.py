@@ -1,10 +1,11 @@
 """What is trained: the zoo by name, and every timm model."""
 
-from gda.models.checkpoints import LoadedCheckpoint, load_checkpoint
 from gda.models.exported import load_exported
 from gda.models.registry import create_model, list_models
-from gda.models.taps import FeatureTaps, TapDescription, describe, features
+from gda.models.tap_descriptions import TapDescription, describe
+from gda.models.taps import FeatureTaps, features
 from gda.models.timm_models import create_timm_model
+from gda.models.weights.checkpoints import LoadedCheckpoint, load_checkpoint
 
 __all__ = [
     "FeatureTaps",

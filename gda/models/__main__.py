@@ -14,7 +14,7 @@ from rich.table import Table
 from gda.errors import UserError
 from gda.models.registry import TIMM, zoo
 from gda.models.summary import CLASSES, IMAGENET_CLASSES, ModelSummary, summarise
-from gda.models.taps import TapDescription
+from gda.models.tap_descriptions import TapDescription
 
 PIPE_WIDTH = 140
 

@@ -61,8 +61,7 @@ def dry_run(model: nn.Module, image_size: int, images: int = 2) -> int:
     dtype = reference.dtype if reference.dtype.is_floating_point else None
     devices = [reference.device] if reference.device.type == "cuda" else []
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.inference_mode(False))  # also turns gradients on
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(_evaluating(model))
         stack.enter_context(_uncompiled(model))

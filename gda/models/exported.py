@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from gda.errors import UserError
-from gda.models.checkpoints import load_checkpoint
-from gda.models.file_hash import file_hash
 from gda.models.registry import create_model
+from gda.models.weights.checkpoints import load_checkpoint
+from gda.models.weights.file_hash import file_hash
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"

@@ -12,20 +12,20 @@ from typing import Any
 from torch import nn
 
 from gda.errors import UserError
-from gda.models.entry import Builder, ZooEntry
+from gda.models.zoo.entry import Builder, ZooEntry
 from gda.suggestions import near
 
 FAMILIES = (
-    "gda.models.resnet_cifar",
-    "gda.models.resnet_wide_stem",
-    "gda.models.wide_resnet",
-    "gda.models.vgg_cifar",
-    "gda.models.mobilenet_v2_cifar",
-    "gda.models.shufflenet_v1_cifar",
-    "gda.models.shufflenet_v2_cifar",
-    "gda.models.mobilenet_v1",
-    "gda.models.convnet4",
-    "gda.models.resnet_few_shot",
+    "gda.models.zoo.resnet_cifar",
+    "gda.models.zoo.resnet_wide_stem",
+    "gda.models.zoo.wide_resnet",
+    "gda.models.zoo.vgg_cifar",
+    "gda.models.zoo.mobilenet_v2_cifar",
+    "gda.models.zoo.shufflenet_v1_cifar",
+    "gda.models.zoo.shufflenet_v2_cifar",
+    "gda.models.zoo.mobilenet_v1",
+    "gda.models.zoo.convnet4",
+    "gda.models.zoo.resnet_few_shot",
 )
 
 TIMM = "timm/"

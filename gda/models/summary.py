@@ -13,7 +13,7 @@ from gda.models.cost import measure_cost
 from gda.models.dry_run import SkipInit
 from gda.models.layout import layout_of
 from gda.models.registry import TIMM, create_model, find_builder, zoo
-from gda.models.taps import TapDescription, describe
+from gda.models.tap_descriptions import TapDescription, describe
 
 CLASSES = 100
 IMAGENET_CLASSES = 1000

@@ -9,10 +9,8 @@ by a name that holds for every model: ``stage1`` ... ``stage4``, ``stage1:pre`` 
 (see :mod:`gda.models.layout`). Wrappers (DDP, ``torch.compile``, EMA) are looked through.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,31 +19,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gda.errors import UserError
-from gda.models.dry_run import dry_run
 from gda.models.layout import FINAL, INPUT, POOLED, Layout, layout_of
 from gda.suggestions import did_you_mean
-
-
-@dataclass(frozen=True)
-class TapDescription:
-    """What a tap gives, known from one dry forward pass.
-
-    Attributes:
-        path: Module path; ends in ``:input`` where the module's input is meant.
-        shape: Shape without the batch: ``(channels, height, width)`` of a map, ``(tokens, width)`` of
-            token maps, ``(width,)`` of a vector.
-        stride: Input pixels per pixel of the map (per token and direction of token maps); ``None``
-            for a vector.
-        activated: Whether the values come out of an activation function, at most pooled, reshaped or
-            dropped out since.
-        prefix_tokens: Class and register tokens before those of the image, in token maps.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    stride: float | None
-    activated: bool
-    prefix_tokens: int = 0
 
 
 class FeatureTaps:
@@ -119,41 +94,6 @@ def features(model: nn.Module, names: Sequence[str]) -> FeatureTaps:
             torch._dynamo.config.skip_nnmodule_hook_guards = False
             torch._dynamo.reset()  # what was compiled so far would never look
     return FeatureTaps(model, names)
-
-
-def describe(model: nn.Module, names: Sequence[str], image_size: int) -> dict[str, TapDescription]:
-    """Finds shape and stride of taps by one forward pass without arithmetic, and leaves no trace.
-
-    Running statistics, gradients, the training mode and torch's random state stay as they were.
-
-    Args:
-        model: The model, on any device, ``meta`` included; compiled ones are run uncompiled.
-        names: Taps as in :func:`features`.
-        image_size: Height and width of the images.
-
-    Returns:
-        What each tap gives, by name.
-
-    Raises:
-        UserError: As :func:`features`, or the model can't take images of this size, or a tapped
-            module gives no tensor or is not reached.
-    """
-    inner = unwrap(model)
-    paths = tap_paths(inner, names)
-    with FeatureTaps(inner, names) as taps:
-        dry_run(inner, image_size)
-        found = taps.collect()
-    descriptions = {}
-    for name in names:
-        if not isinstance(found.get(name), Tensor):
-            what = "is not reached by a forward pass" if name not in found else "puts out no tensor"
-            raise UserError(f"the module {paths[name]!r} can't be tapped: it {what}")
-        shape = tuple(found[name].shape[1:])
-        prefix = getattr(inner, "num_prefix_tokens", 0) if len(shape) == 2 else 0
-        descriptions[name] = TapDescription(
-            paths[name], shape, _stride(shape, image_size, prefix), _is_activated(found[name].grad_fn), prefix
-        )
-    return descriptions
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -255,34 +195,3 @@ def _no_such_tap(name: str, modules: Mapping[str, nn.Module], known: Mapping[str
         what = f"{plain}:{rest}" if rest else plain
         return f"the model has no {what}; of the names that hold for every model, it has {named}"
     return f"the model has no module {name!r}; {did_you_mean(plain, [path for path in modules if path])}"
-
-
-def _stride(shape: tuple[int, ...], image_size: int, prefix_tokens: int) -> float | None:
-    if len(shape) == 3:
-        return image_size / shape[1]
-    if len(shape) == 2:
-        return image_size / math.sqrt(max(1, shape[0] - prefix_tokens))
-    return None
-
-
-# Nodes of the autograd graph that keep the sign of what comes in.
-_PASSES = (
-    *("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "Mean", "Dropout", "NativeDropout"),
-    *("View", "Reshape", "Unsafe", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Select", "Slice"),
-    *("Clone", "Alias", "ToCopy"),
-)
-_ACTIVATIONS = (
-    *("Relu", "LeakyRelu", "Prelu", "Rrelu", "Threshold", "Elu", "Gelu", "Silu", "Mish", "Softplus"),
-    *("Hardtanh", "Hardswish", "Hardsigmoid", "Sigmoid", "Tanh"),
-)
-
-
-def _is_activated(node: Any) -> bool:
-    while node is not None:
-        name = type(node).__name__
-        if name.startswith(_ACTIVATIONS):
-            return True
-        if not name.startswith(_PASSES) or not node.next_functions:
-            return False
-        node = node.next_functions[0][0]
-    return False

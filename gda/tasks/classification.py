@@ -1,6 +1,7 @@
 """Classification: a student learns class logits from labels, a teacher, or both."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +10,10 @@ from gda.config.schema import Recipe
 from gda.data.dataset import ImageDataset, ImageSplit
 from gda.data.loader import Batch, TensorLoader
 from gda.data.transforms import Transform
-from gda.distillers.distiller import Distiller
-from gda.distillers.term import DataFacts, ModelOutput, Progress, TermInputs
-from gda.models.taps import features
+from gda.distillers.distiller import Distiller, apart
+from gda.distillers.term import ModelOutput, Progress, RunFacts, TermInputs, View
+from gda.models.tap_descriptions import TapDescription, describe
+from gda.models.taps import features, unwrap
 from gda.seeding import generator
 from gda.tasks.metrics import Metrics
 from gda.tasks.task import StepOutput
@@ -31,6 +33,7 @@ class ClassificationTask:
         seed: The run's seed.
         device: Where batches are made.
         channels_last: Memory format of the batches.
+        view_transforms: Further named transforms of each named view of training images.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class ClassificationTask:
         seed: int,
         device: torch.device,
         channels_last: bool = True,
+        view_transforms: Mapping[str, Mapping[str, Transform]] | None = None,
     ) -> None:
         self.student, self.teacher, self.distiller = student, teacher, distiller
         self.modules: Mapping[str, nn.Module] = {"student": student, "distiller": distiller}
@@ -64,6 +68,7 @@ class ClassificationTask:
                 shuffle=train,
                 drop_last=train and recipe.drop_last,
                 channels_last=channels_last,
+                view_transforms=view_transforms if train else None,
             )
 
         self.train_loader = loader(dataset.train, recipe.batch_size, train_transforms, True)
@@ -80,8 +85,34 @@ class ClassificationTask:
             teacher.eval().requires_grad_(False)
         self._student_taps = features(student, distiller.student_features)
         self._teacher_taps = None if teacher is None else features(teacher, distiller.teacher_features)
-        labels = None if distiller.is_label_free else dataset.train.targets
-        distiller.setup(DataFacts(len(dataset.classes), len(dataset.train), labels))
+        train = ImageSplit(self.train_loader.images, self.train_loader.targets)  # already on the device
+        # Of the recipe's batch size, not that of evaluation, which may change a measurement's last digit.
+        in_order = partial(loader, train, recipe.batch_size, test_transforms, False)
+        self._set_up_terms(dataset, in_order)
+
+    def _set_up_terms(self, dataset: ImageDataset, in_order: Callable[[], TensorLoader]) -> None:
+        """Tells the terms what they may know; their new parameters join the others on the device."""
+        image_size = self.train_loader.pipeline.output_size(dataset.train.images.shape[-1])
+
+        def described(model: nn.Module | None, taps: tuple[str, ...]) -> dict[str, TapDescription]:
+            return {} if model is None or not taps else describe(model, taps, image_size)
+
+        def training_batches() -> Iterator[tuple[Tensor, Tensor | None]]:
+            for batch in in_order().batches():
+                yield batch.images, None if self.distiller.is_label_free else batch.targets
+
+        facts = RunFacts(
+            classes=len(dataset.classes),
+            train_size=len(dataset.train),
+            labels=None if self.distiller.is_label_free else dataset.train.targets,
+            student_features=described(self.student, self.distiller.student_features),
+            teacher_features=described(self.teacher, self.distiller.teacher_features),
+            student=unwrap(self.student),
+            teacher=None if self.teacher is None else unwrap(self.teacher),
+            training_batches=training_batches,
+        )
+        self.distiller.setup(facts, self.seed)
+        self.distiller.to(self.train_loader.device)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the training batches of an epoch (see :class:`gda.data.loader.TensorLoader`)."""
@@ -92,7 +123,7 @@ class ClassificationTask:
         teacher = self.ask_teacher(batch.images)
         student = ModelOutput(self.student(batch.images), self._student_taps.collect())
         targets = self.distiller.targets(batch.targets, None if teacher is None else teacher.logits)
-        loss, terms = self.distiller(
+        summands, terms = self.distiller.summands(
             TermInputs(
                 images=batch.images,
                 targets=targets,
@@ -108,14 +139,18 @@ class ClassificationTask:
         tensors = {"image means": batch.images.mean(dim=(1, 2, 3)), "student logits": student.logits.detach()}
         if teacher is not None:
             tensors["teacher logits"] = teacher.logits
-        return StepOutput(loss, terms, len(batch.indices), tensors)
+        supervised, distilled = apart(summands)
+        loss = torch.stack(list(summands.values())).sum()
+        return StepOutput(loss, terms, len(batch.indices), tensors, supervised, distilled)
 
-    def _views(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Augments the same images once more for each view that a term asks for."""
-        return {
-            name: self.train_loader.view(batch.indices, name, progress.epoch, progress.step)
-            for name in self.distiller.needs_views
-        }
+    def _views(self, batch: Batch, progress: Progress) -> dict[str, View]:
+        """Augments the same images once more for each view that a term asks for, and runs both models."""
+        views = {}
+        for name in self.distiller.needs_views:
+            images = self.train_loader.view(batch.indices, name, progress.epoch, progress.step)
+            student = ModelOutput(self.student(images), self._student_taps.collect())
+            views[name] = View(images, student, self.ask_teacher(images))
+        return views
 
     def ask_teacher(self, images: Tensor) -> ModelOutput | None:
         """Returns the teacher's outputs, or nothing where the loss does not read them."""

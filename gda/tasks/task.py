@@ -20,16 +20,20 @@ class StepOutput:
         terms: Unweighted terms by name, scalars without gradient.
         images: Number of images in the step.
         tensors: Small tensors of the batch that explain a failure, such as the logits.
+        supervised: The supervised summand of the loss, with gradient; ``None`` where there is none.
+        distilled: The sum of all others, with gradient; ``None`` where there are none.
     """
 
     loss: Tensor
     terms: Mapping[str, Tensor]
     images: int
     tensors: Mapping[str, Tensor]
+    supervised: Tensor | None = None
+    distilled: Tensor | None = None
 
     def detached(self) -> "StepOutput":
         """Returns the same without the autograd graph."""
-        return replace(self, loss=self.loss.detach())
+        return replace(self, loss=self.loss.detach(), supervised=None, distilled=None)
 
 
 class Task(Protocol, Generic[BatchT]):

@@ -4,7 +4,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from gda.tasks.task import StepOutput
+from gda.training.dot import DOT
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -28,14 +31,23 @@ class Precision:
 
     def step(
         self,
-        loss: Tensor,
+        output: StepOutput,
         optimizer: torch.optim.Optimizer,
         parameters: list[nn.Parameter],
         clip: float | None,
     ) -> None:
-        """Backward pass, optional clipping of the global gradient norm, optimiser step."""
+        """Backward pass, optional clipping of the global gradient norm, optimiser step.
+
+        :class:`~gda.training.dot.DOT` gets the gradients of the supervised and of the distillation loss
+        apart, in two backward passes; clipping then sees those of the supervised loss.
+        """
         optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        if isinstance(optimizer, DOT) and output.supervised is not None and output.distilled is not None:
+            output.distilled.backward(retain_graph=True)
+            optimizer.hold()
+            output.supervised.backward()
+        else:
+            self.scaler.scale(output.loss).backward()
         if clip is not None:
             self.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, clip)

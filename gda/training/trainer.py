@@ -121,7 +121,7 @@ class Trainer:
             progress = Progress(epoch, self.recipe.epochs, step, self.task.steps)
             with self.precision.autocast():
                 output = self.task.training_step(batch, progress)
-            self.precision.step(output.loss, self.optimizer, self.parameters, self.recipe.gradient_clip)
+            self.precision.step(output, self.optimizer, self.parameters, self.recipe.gradient_clip)
             if self.average is not None:
                 self.average.update_parameters(self.task.student)
             self.guard.record(epoch, step, output)

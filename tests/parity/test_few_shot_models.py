@@ -14,9 +14,9 @@ from test_models import make_input, make_weight, probe, seeded
 from torch import Tensor, nn
 
 from gda.models import create_model, features
-from gda.models.heads import LinearHead, NearestPrototypeHead
-from gda.models.meta_baseline import MetaBaseline
-from gda.models.similarity import METRICS, dot_product
+from gda.models.zoo.heads import LinearHead, NearestPrototypeHead
+from gda.models.zoo.meta_baseline import MetaBaseline
+from gda.models.zoo.similarity import METRICS, dot_product
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "models_few_shot.json").read_text())
 MODELS = GOLDEN["models"]

@@ -28,13 +28,13 @@ ZOO = [
 CLASSES = dict.fromkeys(("mobilenetv1", "timm/resnet18", "timm/resnet50"), 1000)
 # Where the maps of the published feature lists are tapped, by the module that defines the model.
 TAPS = {
-    "gda.models.resnet_cifar": ["relu", "stage1", "stage2", "stage3", "pooled"],
-    "gda.models.resnet_wide_stem": ["relu", "stage1", "stage2", "stage3", "stage4", "pooled"],
-    "gda.models.wide_resnet": ["conv1", "stage1", "stage2", "stage3", "pooled"],
-    "gda.models.vgg_cifar": ["stage1", "stage2", "stage3", "relu3", "stage4", "pooled"],
-    "gda.models.mobilenet_v2_cifar": ["conv1", "stage2", "stage3", "stage4", "blocks.6", "pooled"],
-    "gda.models.shufflenet_v1_cifar": ["stage1", "stage2", "stage3", "stage4", "pooled"],
-    "gda.models.mobilenet_v1": ["stage1:pre", "stage2:pre", "stage3:pre", "stage4:pre", "pooled"],
+    "gda.models.zoo.resnet_cifar": ["relu", "stage1", "stage2", "stage3", "pooled"],
+    "gda.models.zoo.resnet_wide_stem": ["relu", "stage1", "stage2", "stage3", "stage4", "pooled"],
+    "gda.models.zoo.wide_resnet": ["conv1", "stage1", "stage2", "stage3", "pooled"],
+    "gda.models.zoo.vgg_cifar": ["stage1", "stage2", "stage3", "relu3", "stage4", "pooled"],
+    "gda.models.zoo.mobilenet_v2_cifar": ["conv1", "stage2", "stage3", "stage4", "blocks.6", "pooled"],
+    "gda.models.zoo.shufflenet_v1_cifar": ["stage1", "stage2", "stage3", "stage4", "pooled"],
+    "gda.models.zoo.mobilenet_v1": ["stage1:pre", "stage2:pre", "stage3:pre", "stage4:pre", "pooled"],
     "timm.models.resnet": ["stage1", "stage2", "stage3", "stage4", "pooled"],
 }
 

@@ -289,6 +289,7 @@ def test_tracking_that_leads_nowhere(faults: Faults) -> None:
         ("recipe.optimizer", "torch.optim.SDG", "SGD"),
         ("recipe.schedule", "gda.training.schedules.Cosin", "Cosine"),
         ("recipe.train_transforms.crop", "gda.data.transforms.PadCorp", "PadCrop"),
+        ("recipe.view_transforms.strong.augment", "gda.data.random_augment.Randomaugment", "RandomAugment"),
     ],
 )
 def test_targets_that_are_not_there(path: str, target: str, expected: str, faults: Faults) -> None:

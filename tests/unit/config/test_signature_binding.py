@@ -25,6 +25,8 @@ class Own:
         text: str = "a",
         table: Mapping[str, float] | None = None,
         free: Any = None,
+        shares: Sequence[Annotated[float, Share]] = (),
+        sides: tuple[Annotated[int, Positive], float] = (1, 0.0),
         *,
         only: Annotated[int, NonNegative] = 0,
     ) -> None: ...
@@ -56,6 +58,8 @@ def test_a_right_node_has_no_faults() -> None:
             text="",
             table={"a": 1},
             free={"any": ["thing"]},
+            shares=[0, 0.5, 1],
+            sides=[1, -1],
             only=3,
             _convert_="all",
             _partial_=True,
@@ -85,6 +89,9 @@ def test_a_right_node_has_no_faults() -> None:
         ("flag", 1, "true or false"),
         ("text", 4, "text"),
         ("table", [1], "a mapping"),
+        ("shares", [0.5, -5, 3], "in [0.5, -5, 3], -5 must be at least 0"),
+        ("shares", [0.5, "x"], "a number"),
+        ("sides", [0, 1.0], "in [0, 1.0], 0 must be greater than 0"),
         ("only", -1, "at least 0"),
     ],
 )

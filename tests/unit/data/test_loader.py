@@ -3,10 +3,14 @@
 import pytest
 import torch
 
+from gda.data.cutout import Cutout
 from gda.data.dataset import ImageSplit
 from gda.data.loader import Batch, TensorLoader
+from gda.data.pipeline import Pipeline
+from gda.data.random_augment import RandomAugment
 from gda.data.transforms import CenterCrop, HorizontalFlip, PadCrop, RandomResizedCrop, Resize, Transform
 from gda.errors import UserError
+from gda.seeding import generator
 
 COUNT = 50
 
@@ -121,6 +125,43 @@ def test_a_gpu_makes_the_same_batches(resident: bool) -> None:
     for one, other in zip(ours, make_training_loader().batches(1), strict=True):
         assert torch.equal(one.indices.cpu(), other.indices)
         assert torch.allclose(one.images.cpu(), other.images, atol=1e-6)
+
+
+def test_a_view_is_the_train_transforms_and_then_its_own() -> None:
+    crop, augment = PadCrop(2), RandomAugment()  # both of one name: neither takes the other's place
+    loader = make_loader(
+        {"first": crop}, batch_size=8, shuffle=True, view_transforms={"strong": {"first": augment}}
+    )
+    indices = torch.tensor([3, 1, 4, 15, 9])
+    draws = generator(0, "view", "strong", 2, 5)
+    expected = augment(crop(loader.images[indices], draws), draws).float().div(255).sub(0.5).div(0.25)
+    view = loader.view(indices, "strong", 2, 5)
+    assert torch.allclose(view, expected, atol=1e-6)
+    weak = Pipeline({"first": crop}, [0.5] * 3, [0.25] * 3)
+    assert torch.equal(
+        loader.view(indices, "second", 2, 5),
+        weak(loader.images[indices], generator(0, "view", "second", 2, 5)),
+    )
+
+
+def test_views_depend_on_seed_and_step_alone_and_change_no_batch() -> None:
+    strong = {"strong": {"augment": RandomAugment(), "cutout": Cutout()}}
+    indices = torch.arange(COUNT)
+
+    def view(epoch: int = 1, step: int = 2, **options: object) -> torch.Tensor:
+        return make_training_loader(view_transforms=strong, **options).view(indices, "strong", epoch, step)
+
+    torch.manual_seed(1)
+    first = view()
+    torch.manual_seed(2)
+    assert torch.equal(first, view())
+    assert all(not torch.equal(first, other) for other in (view(epoch=2), view(step=3), view(seed=1)))
+    loader = make_training_loader(view_transforms=strong)
+    batches = []
+    for batch in loader.batches(1):
+        batches.append(batch)
+        loader.view(batch.indices, "strong", 1, len(batches))
+    assert same(batches, list(make_training_loader().batches(1)))
 
 
 def test_impossible_loaders_are_refused() -> None:

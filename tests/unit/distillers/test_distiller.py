@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gda.distillers import DataFacts, Distiller, Progress, Term, TermInputs
+from gda.distillers import Distiller, Progress, RunFacts, Term, TermInputs
 from gda.distillers.dkd import DKD
 from gda.distillers.functional import dkd, kd
 from gda.distillers.ground_truth import Labels, TeacherTargets
@@ -20,10 +20,10 @@ class Probe(Term):
         self.student_features = taps
         self.teacher_features = taps[:1]
         self.seen: list[TermInputs] = []
-        self.facts: DataFacts | None = None
+        self.facts: RunFacts | None = None
         self.needs_teacher = teacher  # type: ignore[misc]
 
-    def setup(self, facts: DataFacts) -> None:
+    def setup(self, facts: RunFacts) -> None:
         self.facts = facts
 
     def forward(self, inputs: TermInputs) -> Tensor:
@@ -69,7 +69,7 @@ def test_terms_of_weight_zero_are_left_out(logits, inputs) -> None:
     assert distiller.student_features == ()
     assert distiller.teacher_features == ()
     assert list(distiller.parameters()) == []
-    distiller.setup(DataFacts(5, 10))
+    distiller.setup(RunFacts(5, 10))
     _, values = distiller(inputs(student))  # without a teacher
     assert list(values) == ["ground_truth"]
     assert idle.seen == []
@@ -105,7 +105,7 @@ def test_parameters_of_terms_are_trained_and_saved(logits, inputs) -> None:
 
 
 def test_setup_reaches_every_term() -> None:
-    probe, facts = Probe(), DataFacts(5, 10)
+    probe, facts = Probe(), RunFacts(5, 10)
     Distiller(Labels(), 1.0, {"probe": (probe, 1.0)}).setup(facts)
     assert probe.facts is facts
 

@@ -15,8 +15,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from gda.errors import UserError
 from gda.models import create_model, load_checkpoint
-from gda.models.checkpoint_formats import safetensors_metadata
-from gda.models.checkpoints import file_hash, read_checkpoint
+from gda.models.weights.checkpoint_formats import safetensors_metadata
+from gda.models.weights.checkpoints import file_hash, read_checkpoint
 
 State = dict[str, Tensor]
 

@@ -67,21 +67,20 @@ def test_the_zoo_against_torchs_counter(name: str) -> None:
         ("swin_tiny_patch4_window7_224", {}),
         ("swinv2_tiny_window8_256", {"img_size": 256}),  # makes its position bias by a network
         ("convnext_atto", {}),
-        ("mobilenetv3_small_050", {}),
         ("efficientformer_l1", {}),
         ("mixer_s16_224", {}),
     ],
 )
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_timm_models_against_torchs_counter(name: str, options: dict[str, Any], device: str) -> None:
+def test_timm_models_against_torchs_counter(name: str, options: dict[str, Any]) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, **options)
-    if device == "cpu":
-        model = model.to_empty(device="cpu")
-        for buffer in model.buffers():  # tables of positions must hold positions
-            buffer.zero_()
     size = options.get("img_size", 224)
-    assert measure_cost(model, size).macs == counted_by_torch(model, size)
+    on_meta = measure_cost(model, size)
+    model = model.to_empty(device="cpu")
+    for buffer in model.buffers():  # tables of positions must hold positions
+        buffer.zero_()
+    assert measure_cost(model, size) == on_meta
+    assert on_meta.macs == counted_by_torch(model, size)
 
 
 def test_attention_of_torchvision_and_of_torch_against_torchs_counter() -> None:
@@ -163,9 +162,10 @@ def test_skipping_initial_values_draws_nothing_and_keeps_what_is_computed() -> N
         assert weight.min() == weight.max() == 5
     assert torch.equal(torch.get_rng_state(), random)
     with SkipInit():
-        nn.init.constant_(weight, 2.0)
-        nn.init.trunc_normal_(weight)  # redraws until the values suit: must end, whatever was there
-        assert torch.rand(3).sum() > 0
+        # Truncated distributions redraw until the values suit: what is no parameter must be drawn.
+        assert torch.full((9,), 5.0).normal_().max() < 5
+        assert torch.full((9,), 5.0).uniform_().max() < 5
+        nn.init.trunc_normal_(weight)
     assert weight.abs().max() <= 2
 
 

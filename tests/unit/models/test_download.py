@@ -15,9 +15,9 @@ import torch
 
 from gda.errors import UserError
 from gda.models import create_model, load_checkpoint
-from gda.models import download as module
-from gda.models.download import cache_folder, cached_file, fetch, is_url
-from gda.models.file_hash import file_hash
+from gda.models.weights import download as module
+from gda.models.weights.download import cache_folder, cached_file, fetch, is_url
+from gda.models.weights.file_hash import file_hash
 
 WEIGHTS = bytes(range(256)) * 20_000
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from gda.errors import UserError
 from gda.models import create_model, describe, features
-from gda.models.heads import HEADS, LinearHead, NearestPrototypeHead
-from gda.models.meta_baseline import MetaBaseline
-from gda.models.similarity import cosine, negative_squared_distance
+from gda.models.zoo.heads import HEADS, LinearHead, NearestPrototypeHead
+from gda.models.zoo.meta_baseline import MetaBaseline
+from gda.models.zoo.similarity import cosine, negative_squared_distance
 
 ENCODERS: list[tuple[str, dict[str, Any]]] = [
     ("convnet4", {}),
@@ -68,7 +68,7 @@ def test_a_stage_is_its_map_before_the_activation_activated(name: str, options: 
 
 def test_a_resnet12_without_pooling_has_no_stages_but_layers() -> None:
     model = create_model("resnet12", None)
-    with pytest.raises(UserError, match=r"the model has no stage2; .* it has pooled"):
+    with pytest.raises(UserError, match=r"the model has no stage2; .* it has final, pooled"):
         features(model, ["stage2"])
     taps = describe(model, ["layer1", "layer4", "pooled"], image_size=8)
     assert taps["layer1"].shape == (64, 8, 8)

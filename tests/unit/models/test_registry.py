@@ -9,7 +9,7 @@ import torch
 from gda.errors import UserError
 from gda.models import create_model, list_models
 from gda.models.registry import find_builder
-from gda.models.resnet_cifar import CifarResNet
+from gda.models.zoo.resnet_cifar import CifarResNet
 
 RESNETS = ["resnet8", "resnet20", "resnet32", "resnet56", "resnet80", "resnet110", "resnet8x4", "resnet32x4"]
 

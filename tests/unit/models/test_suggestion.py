@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from gda.models import create_model, list_models
-from gda.models.suggestion import suggest
+from gda.models.weights.suggestion import suggest
 
 
 def shapes(name: str, classes: int | None) -> dict[str, Tensor]:

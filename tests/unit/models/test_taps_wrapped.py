@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gda.models import create_model, describe, features
-from gda.models.resnet_cifar import CifarResNet
+from gda.models.zoo.resnet_cifar import CifarResNet
 
 NAMES = ["stage1:pre", "stage2", "pooled"]
 

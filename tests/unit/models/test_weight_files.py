@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gda.errors import UserError
-from gda.models.weight_files import read_weight_file
+from gda.models.weights.weight_files import read_weight_file
 
 
 class Hostile:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from gda.errors import UserError
 from gda.models import create_model, features
 from gda.models.registry import zoo
-from gda.models.shufflenet_v1_cifar import ChannelShuffle
-from gda.models.shufflenet_v2_cifar import BasicUnit
-from gda.models.taps import describe
-from gda.models.wide_resnet import WideResNet
+from gda.models.tap_descriptions import describe
+from gda.models.zoo.shufflenet_v1_cifar import ChannelShuffle
+from gda.models.zoo.shufflenet_v2_cifar import BasicUnit
+from gda.models.zoo.wide_resnet import WideResNet
 
 # Parameters of the published classes for 100 classes (mobilenetv1: less the 900 that its head has more), and
 # the channels of the maps that their feature lists hold, by stage.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gda.app import FinishedRun, finish
 from gda.data.loader import Batch
-from gda.distillers import DataFacts, Term, TermInputs
+from gda.distillers import RunFacts, Term, TermInputs
 from gda.tasks.classification import ClassificationTask
 
 Compose = Callable[..., dict[str, Any]]
@@ -22,7 +22,7 @@ class ProbeTerm(Term):
     """Records what a term is given; its own parameter is trained along."""
 
     seen: list[TermInputs]
-    facts: list[DataFacts]
+    facts: list[RunFacts]
     seen, facts = [], []
     needs_views = ("second",)
 
@@ -31,7 +31,7 @@ class ProbeTerm(Term):
         self.scale = nn.Parameter(torch.tensor(1.0))
         self.student_features, self.teacher_features = (student_tap,), (teacher_tap,)
 
-    def setup(self, facts: DataFacts) -> None:
+    def setup(self, facts: RunFacts) -> None:
         self.facts.append(facts)
 
     def forward(self, inputs: TermInputs) -> Tensor:
@@ -64,6 +64,7 @@ def record(tiny: Compose, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     def make(*overrides: str, study: str, terms: dict[str, Any] | None = None) -> Record:
         config = tiny(f"runs={runs}", f"study={study}", *overrides)
         config["distiller"]["terms"] |= terms or {}
+        config["recipe"]["view_transforms"]["second"] = {}  # the train transforms drawn anew
         tasks: list[ClassificationTask] = []
         initial: dict[str, Tensor] = {}
         batches: list[Batch] = []
@@ -187,6 +188,8 @@ def test_label_free_training_shows_no_label_to_any_term(record: Callable[..., Re
     (facts,) = ProbeTerm.facts
     assert facts.labels is None
     assert (facts.classes, facts.train_size) == (10, 60)
+    assert facts.training_batches is not None
+    assert [labels for _, labels in facts.training_batches()] == [None] * 4
 
 
 def test_label_free_training_does_not_depend_on_the_labels(
@@ -217,12 +220,26 @@ def test_with_labels_terms_see_the_labels(record: Callable[..., Record]) -> None
         assert torch.equal(facts.labels[batch.indices], batch.targets)
 
 
+def test_terms_may_see_the_training_images_in_order_as_in_evaluation(record: Callable[..., Record]) -> None:
+    run = record("distiller=kd", "alignment=none", study="images", terms=PROBE)
+    (facts,) = ProbeTerm.facts
+    assert facts.training_batches is not None
+    once, again = list(facts.training_batches()), list(facts.training_batches())
+    images = torch.cat([images for images, _ in once])
+    assert torch.equal(images, torch.cat([images for images, _ in again]))
+    assert torch.equal(torch.cat([labels for _, labels in once if labels is not None]), facts.labels)
+    evaluation = run.task.evaluations["test"].pipeline
+    expected = evaluation(run.task.train_loader.images, torch.Generator())
+    torch.testing.assert_close(images, expected)
+    assert not torch.allclose(images[run.batches[0].indices], run.batches[0].images)  # augmented
+
+
 def test_views_taps_and_parameters_of_terms(record: Callable[..., Record]) -> None:
     run = record("distiller=kd", "alignment=none", study="views", terms=PROBE)
     for inputs, batch in zip(ProbeTerm.seen, run.batches, strict=True):
         assert set(inputs.views) == {"second"}
-        assert inputs.views["second"].shape == batch.images.shape
-        assert not torch.equal(inputs.views["second"], batch.images)
+        assert inputs.views["second"].images.shape == batch.images.shape
+        assert not torch.equal(inputs.views["second"].images, batch.images)
         assert inputs.teacher is not None
         assert set(inputs.student.features) == {"layer2"}
         assert set(inputs.teacher.features) == {"layer3"}

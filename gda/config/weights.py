@@ -1,0 +1,218 @@
+"""Where weights come from: a file, a run folder, a URL or an MLflow run, by the form of the text.
+
+What is at hand is checked before anything runs; what must be fetched is fetched only when everything
+else of a config, or of a whole sweep, is without faults, and checked then.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gda.errors import UserError
+from gda.models.weights.download import cache_folder, cached_file, fetch, is_url
+
+AUTO = "auto"
+MLFLOW = "mlflow:"
+
+
+@dataclass(frozen=True)
+class WeightsSource(ABC):
+    """One way to name weights.
+
+    Attributes:
+        text: What was typed.
+        select: ``last`` or ``best``, where a run is named.
+        sha256: What the file's hash must be; ``None`` to take any.
+        runs: Folder of all run folders.
+        tracking_uri: Store of MLflow runs.
+    """
+
+    text: str
+    select: str
+    sha256: str | None
+    runs: str
+    tracking_uri: str | None
+
+    @classmethod
+    @abstractmethod
+    def names(cls, text: str) -> bool:
+        """Says whether the text has the form of this source."""
+
+    @abstractmethod
+    def problem(self) -> str | None:
+        """Says in words why there can be no weights; fetches nothing."""
+
+    @abstractmethod
+    def at_hand(self) -> Path | None:
+        """Returns the file, where nothing has to be fetched."""
+
+    def fetched(self) -> Path:
+        """Returns the file, after fetching it if need be.
+
+        Raises:
+            UserError: It can't be had.
+        """
+        file = self.at_hand()
+        if file is None:
+            raise UserError(self.problem() or f"there are no weights in {self.text}")
+        return file
+
+
+class MLflowRun(WeightsSource):
+    """``mlflow:<run id>``: the run's folder, else its artifacts."""
+
+    @property
+    def run_id(self) -> str:
+        """The id in MLflow."""
+        return self.text.removeprefix(MLFLOW)
+
+    @classmethod
+    def names(cls, text: str) -> bool:
+        """Recognises the prefix."""
+        return text.startswith(MLFLOW)
+
+    def problem(self) -> str | None:
+        """Checks the form of the id; whether there is such a run shows when it is fetched."""
+        if re.fullmatch(r"[\w-]+", self.run_id):
+            return None
+        return f"{self.run_id!r} is no MLflow run id; the MLflow UI shows it on the run's page"
+
+    def at_hand(self) -> Path | None:
+        """Returns what an earlier call has found, in this process or among the fetched artifacts."""
+        from gda.tracking.mlflow_weights import cached_weights
+
+        return _FOUND.get(self) or cached_weights(self.run_id, _mlflow_cache())
+
+    def fetched(self) -> Path:
+        """Asks the store (see :func:`gda.tracking.mlflow_weights.find_weights`)."""
+        from gda.tracking.mlflow_store import default_uri
+        from gda.tracking.mlflow_weights import find_weights
+
+        file = self.at_hand()
+        if file is None:
+            uri = self.tracking_uri or default_uri(self.runs)
+            file = find_weights(uri, self.run_id, Path(self.runs), self.select, _mlflow_cache())
+            _FOUND[self] = file
+        return file
+
+
+_FOUND: dict[MLflowRun, Path] = {}  # a store takes seconds to open, and the cells of a sweep share a teacher
+
+
+class URL(WeightsSource):
+    """``https://...``: fetched once into the cache."""
+
+    @classmethod
+    def names(cls, text: str) -> bool:
+        """Recognises every address with a scheme."""
+        return "://" in text
+
+    def problem(self) -> str | None:
+        """Checks the scheme, and that a ``file://`` address leads to a file."""
+        if not is_url(self.text):
+            return f"{self.text} is no address that files can be fetched from"
+        try:
+            missing = self.text.startswith("file:") and cached_file(self.text) is None
+        except UserError as error:
+            return str(error)
+        return f"there is no file behind {self.text}" if missing else None
+
+    def at_hand(self) -> Path | None:
+        """Returns the cached file."""
+        return cached_file(self.text) if is_url(self.text) else None
+
+    def fetched(self) -> Path:
+        """Fetches the file into the cache, unless it is there."""
+        return fetch(self.text, self.sha256)
+
+
+class Folder(WeightsSource):
+    """A run folder, or a folder that the import or export command has written."""
+
+    @property
+    def _candidates(self) -> tuple[Path, ...]:
+        folder = Path(self.text)
+        run = (folder / f"{self.select}.pt",) if (folder / "run.json").is_file() else ()
+        return (*run, folder / "model.safetensors")
+
+    @classmethod
+    def names(cls, text: str) -> bool:
+        """Recognises a folder that exists."""
+        return Path(text).is_dir()
+
+    def problem(self) -> str | None:
+        """Says what the folder lacks."""
+        if self.at_hand() is not None:
+            return None
+        if (Path(self.text) / "run.json").is_file():
+            return f"the run folder {self.text} holds no {self.select}.pt"
+        return f"{self.text} is a folder, but not of a run; name a file in it"
+
+    def at_hand(self) -> Path | None:
+        """Returns the run's checkpoint, or the exported weights."""
+        return next((path for path in self._candidates if path.is_file()), None)
+
+
+class File(WeightsSource):
+    """A path."""
+
+    @classmethod
+    def names(cls, text: str) -> bool:
+        """Takes what no other source recognises."""
+        return True
+
+    def problem(self) -> str | None:
+        """Says that there is no such file."""
+        return None if self.at_hand() else f"there is no file {self.text}"
+
+    def at_hand(self) -> Path | None:
+        """Returns the path, where it is a file."""
+        path = Path(self.text)
+        return path if path.is_file() else None
+
+
+_SOURCES: tuple[type[WeightsSource], ...] = (MLflowRun, URL, Folder, File)
+
+
+def weights_source(config: Mapping[str, Any], role: str = "teacher") -> WeightsSource | None:
+    """Returns what ``ROLE.checkpoint`` names; nothing where there is none, or a run makes it.
+
+    Args:
+        config: The resolved config.
+        role: The node that holds ``checkpoint``, ``checkpoint_select`` and ``sha256``.
+    """
+    node = config[role]
+    text = node["checkpoint"]
+    if node.get("name") is None or text is None or text == AUTO:
+        return None
+    kind = next(source for source in _SOURCES if source.names(text))
+    return kind(
+        text,
+        node["checkpoint_select"],
+        node["sha256"],
+        config["runs"],
+        config["tracking"]["uri"],
+    )
+
+
+def weights_file(config: Mapping[str, Any]) -> Path | None:
+    """Returns the file of the teacher's weights, after fetching it if need be.
+
+    Raises:
+        UserError: It can't be had.
+    """
+    source = weights_source(config)
+    return None if source is None else source.fetched()
+
+
+def weights_at_hand(config: Mapping[str, Any]) -> bool:
+    """Says whether the teacher's weights can be read without fetching anything."""
+    source = weights_source(config)
+    return source is None or source.at_hand() is not None
+
+
+def _mlflow_cache() -> Path:
+    return cache_folder() / "mlflow"

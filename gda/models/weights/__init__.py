@@ -1,0 +1,1 @@
+"""Weights from files and addresses: read without running code, recognised, held against a model."""

@@ -1,0 +1,1 @@
+"""The architectures of published tables, one family a file."""
