@@ -1,4 +1,4 @@
-"""``python -m gda.bench [step|sinkhorn]``: measure on this machine, and print what was measured."""
+"""``python -m gda.bench [step|sinkhorn|losses]``: measure on this machine, and print what was measured."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from rich.console import Console
 
-from gda.bench import sinkhorn, step
+from gda.bench import losses, sinkhorn, step
 from gda.bench.timing import machine
 from gda.errors import UserError
 
@@ -18,27 +18,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m gda.bench",
-        description="Measure a training step by its parts, and the Sinkhorn term against the published one.",
+        description="Measure a training step by its parts, the Sinkhorn term against the published one, and "
+        "the loss of every method.",
     )
     parser.add_argument(
-        "what", nargs="?", choices=("step", "sinkhorn"), help="one of the two; both by default"
+        "what", nargs="?", choices=("step", "sinkhorn", "losses"), help="by default step and sinkhorn"
+    )
+    parser.add_argument(
+        "--method", action="append", metavar="NAME", help="losses: a choice of distiller=; may be repeated"
     )
     parser.add_argument(
         "--dataset", default="digits", choices=("digits", *step.CIFAR_CLASSES), help="step: images"
     )
-    parser.add_argument("--student", default="resnet8", metavar="MODEL", help="step: student (resnet8)")
-    parser.add_argument("--teacher", default="resnet8x4", metavar="MODEL", help="step: teacher (resnet8x4)")
+    parser.add_argument("--student", metavar="MODEL", help="student (step: resnet8, losses: resnet8x4)")
+    parser.add_argument("--teacher", metavar="MODEL", help="teacher (step: resnet8x4, losses: resnet32x4)")
     parser.add_argument("--batch", type=_count, default=64, metavar="N", help="step: images in a batch (64)")
     parser.add_argument(
         "--size",
         type=_size,
         action="append",
         metavar="BxC",
-        help="sinkhorn: batch x classes; may be repeated",
+        help="sinkhorn, losses: batch x classes; may be repeated",
     )
     parser.add_argument("--device", default=None, help="cpu or cuda; by default cuda where there is one")
     parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads; torch's choice by default")
-    parser.add_argument("--repeats", type=_count, metavar="N", help="timed turns (step: 50, sinkhorn: 10)")
+    parser.add_argument("--repeats", type=_count, metavar="N", help="timed turns (step: 50, others: 10)")
     options = parser.parse_args(arguments)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -51,10 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.width = max(console.width, PIPE_WIDTH)  # a pipe has no width; cut cells help nobody
     try:
         console.print(machine(device), highlight=False)
-        if options.what != "sinkhorn":
-            _step(options, device, console)
-        if options.what != "step":
-            _sinkhorn(options, device, console)
+        for what in [options.what] if options.what else ["step", "sinkhorn"]:
+            _MEASUREMENTS[what](options, device, console)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -64,11 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _step(options: argparse.Namespace, device: torch.device, console: Console) -> None:
-    bench = step.StepBench(options.dataset, options.student, options.teacher, options.batch, device)
+    teacher, student = options.teacher or "resnet8x4", options.student or "resnet8"
+    bench = step.StepBench(options.dataset, student, teacher, options.batch, device)
     times = step.measure(bench, options.repeats or 50)
     pixels = "" if options.dataset == "digits" else " (random pixels of its shape)"
     title = (
-        f"Training step of kd+gda: {options.teacher} -> {options.student}, {options.dataset}{pixels}, "
+        f"Training step of kd+gda: {teacher} -> {student}, {options.dataset}{pixels}, "
         f"batch {options.batch}, float32, channels last"
     )
     console.print()
@@ -84,6 +87,23 @@ def _sinkhorn(options: argparse.Namespace, device: torch.device, console: Consol
     console.print(sinkhorn.sinkhorn_table(comparisons, title))
     for note in sinkhorn.NOTES:
         console.print(f"- {note}", highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _losses(options: argparse.Namespace, device: torch.device, console: Console) -> None:
+    pair = options.teacher or "resnet32x4", options.student or "resnet8x4"
+    costs = {
+        method: [
+            losses.measure(method, pair, size, options.repeats or 10, device)
+            for size in options.size or losses.SIZES
+        ]
+        for method in options.method or losses.method_names()
+    }
+    console.print(losses.losses_table(costs, f"Losses on the shapes of {pair[0]} -> {pair[1]}, float32"))
+    for note in losses.NOTES:
+        console.print(f"- {note}", highlight=False, soft_wrap=not console.is_terminal)
+
+
+_MEASUREMENTS = {"step": _step, "sinkhorn": _sinkhorn, "losses": _losses}
 
 
 def _count(text: str) -> int:

@@ -167,7 +167,7 @@ def _probabilities(logits: Tensor, temperature: float) -> Tensor:
     return (shifted / ((std + 1e-7) * temperature)).softmax(dim=1)
 
 
-def _transport(p: Tensor, q: Tensor, epsilon: float, iterations: int) -> Tensor:
+def transport_cost(p: Tensor, q: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Transport cost summed over the batch, between the rows of ``p`` and ``q``, both ``(B, C)``."""
     cost = torch.cdist(p, q, p=1)
     function = _TransportCost if _fits_directly(epsilon, cost.dtype) else _LogTransportCost
@@ -215,9 +215,9 @@ def sinkhorn(
         raise ValueError(f"reduction is 'sum' or 'mean', not {reduction!r}")
     with torch.autocast(student.device.type, enabled=False):
         p, q = _probabilities(student, temperature), _probabilities(teacher, temperature)
-        value = _transport(p, q, epsilon, iterations)
+        value = transport_cost(p, q, epsilon, iterations)
         if debias:
-            bias = _transport(p, p, epsilon, iterations) + _transport(q, q, epsilon, iterations)
+            bias = transport_cost(p, p, epsilon, iterations) + transport_cost(q, q, epsilon, iterations)
             value = value - bias / 2
         return value / student.shape[0] if reduction == "mean" else value
 
@@ -232,6 +232,8 @@ class Sinkhorn(Term):
         reduction: ``sum`` over the batch, as published, or ``mean``.
         debias: Subtract half of both self-transport costs.
     """
+
+    kind = "alignment"
 
     def __init__(
         self,

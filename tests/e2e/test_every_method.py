@@ -1,0 +1,122 @@
+"""Every method trains the demo's pair: its loss falls, and an interrupted run ends like one that was not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gda.app import finish
+from gda.config.check import check
+from gda.errors import RunInterrupted
+from gda.tracking.run_folder import RunFolder
+from gda.training.checkpoint import LAST
+from gda.training.trainer import Trainer
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+Compose = Callable[..., dict[str, Any]]
+
+METHODS = sorted(path.stem for path in (CONF / "distiller").glob("*.yaml"))
+PLUGINS = [
+    (base, path.stem)
+    for path in sorted((CONF / "plugin").glob("*.yaml"))
+    for base in ("kd", "dkd", "mlkd")
+    if path.stem != "none" and (base, path.stem) != ("mlkd", "sdd")  # refused: not a mean over samples
+]
+
+
+@pytest.fixture(scope="session")
+def teacher(tiny: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the demo's teacher, trained for eight epochs: it has something to teach."""
+    runs = tmp_path_factory.mktemp("teacher")
+    plain = ("distiller=vanilla", "alignment=none", "teacher=none", "student=resnet8x4")
+    return finish(tiny(*plain, "recipe.epochs=8", f"runs={runs}")).folder
+
+
+@pytest.fixture
+def method(tiny: Compose, teacher: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Composes a method on the demo's pair with GDA, its weights at full size from the first epoch."""
+
+    def composed(study: str, distiller: str, plugin: str) -> dict[str, Any]:
+        config = tiny(
+            f"distiller={distiller}",
+            f"plugin={plugin}",
+            "alignment=gda",
+            "teacher=resnet8x4",
+            "student=resnet8",
+            "recipe.lr=0.003",  # few steps an epoch: at the recipe's own rate some losses rise first
+            f"teacher.checkpoint={teacher}",
+            f"study={study}",
+            f"runs={tmp_path}",
+        )
+        for term in config["distiller"]["terms"].values():
+            if isinstance(term["weight"], dict):
+                term["weight"]["warmup_epochs"] = 0
+            if "ramp" in term:
+                term["ramp"] = 0.0
+        return config
+
+    return composed
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    """Interrupts training once that epoch is safe on disk."""
+    run_epoch = Trainer._run_epoch
+
+    def interrupted(self: Trainer, number: int, display: Any) -> None:
+        run_epoch(self, number, display)
+        if self.title.startswith("teacher"):
+            return
+        if number + 1 == epoch:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_run_epoch", interrupted)
+
+
+def same(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)
+
+
+def trained_and_resumed(
+    method: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, distiller: str, plugin: str
+) -> list[dict[str, Any]]:
+    """Trains through, and once more with an interruption; returns the journal after comparing both."""
+    config = method("through", distiller, plugin)
+    assert check(config) == []
+    through = finish(config).folder
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(RunInterrupted):
+            finish(method("halves", distiller, plugin))
+    halves = finish(method("halves", distiller, plugin)).folder
+    first, second = (
+        torch.load(folder / LAST, map_location="cpu", weights_only=True) for folder in (through, halves)
+    )
+    assert same(first, second)
+    assert (through / "metrics.jsonl").read_bytes() == (halves / "metrics.jsonl").read_bytes()
+    return RunFolder(through).history()
+
+
+@pytest.mark.parametrize("distiller", METHODS)
+def test_a_method_trains_and_resumes_exactly(
+    distiller: str, method: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, first, second = trained_and_resumed(method, monkeypatch, distiller, "none")
+    # CRD's negatives are memories of the student: its own loss rises first, as they come alike.
+    figure = "term/ground_truth" if distiller == "crd" else "train_loss"
+    assert second[figure] < first[figure]
+
+
+@pytest.mark.parametrize(("distiller", "plugin"), PLUGINS, ids=lambda name: name)
+def test_a_plug_in_trains_and_resumes_exactly(
+    distiller: str, plugin: str, method: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, first, second = trained_and_resumed(method, monkeypatch, distiller, plugin)
+    assert second["train_loss"] < first["train_loss"]
