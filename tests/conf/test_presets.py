@@ -1,7 +1,8 @@
 """Every file in conf/ composes, resolves and passes the whole-config check."""
 
 from collections.abc import Callable
-from itertools import product
+from functools import cache
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from gda.config.check import check
+from gda.config.identity import label_of
 from gda.config.overrides import scan
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -22,24 +24,32 @@ def choices(group: str) -> list[str]:
 
 BEHIND = ("model", "_shared")  # parts of choices, not choices
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in BEHIND)
-PRESETS = [(group, choice) for group in GROUPS for choice in choices(group)]
+SINGLE = [(group, choice) for group in GROUPS if group != "experiment" for choice in choices(group)]
+EXPERIMENTS = choices("experiment")
+PUBLISHED = [name for name in EXPERIMENTS if name.partition("/")[0] not in ("none", "demo")]
+PAIRS = sorted({name.rpartition("/")[2] for name in PUBLISHED})
 
 
 def needed(group: str, choice: str, cifar: Path, images: Path) -> list[str]:
     """Whatever a choice can't do without."""
-    extra = [f"dataset.root={cifar}"] if choice.startswith(("cifar", "gda/")) else []
+    reads_cifar = choice in PUBLISHED or (group == "dataset" and choice.startswith("cifar"))
+    extra = [f"dataset.root={cifar}"] if reads_cifar else []
     if (group, choice) == ("dataset", "image_folder"):
         extra = [f"dataset.root={images}", "dataset.image_size=8"]
     if group == "recipe" and choice != "digits":
         extra = ["dataset=cifar100", f"dataset.root={cifar}"]
     if (group, choice) == ("teacher", "none"):
         extra = ["distiller=vanilla", "alignment=none"]
+    if choice.endswith("_bottle") or choice == "convnet4":
+        extra = ["dataset.image_size=32"]  # they halve images four times
+    if choice == "convnet4":
+        extra.append(f"{group}.image_size=32")
     if choice == "timm":
         extra = [f"{group}.name=resnet10t"]
     return extra
 
 
-@pytest.mark.parametrize(("group", "choice"), PRESETS)
+@pytest.mark.parametrize(("group", "choice"), SINGLE)
 def test_every_choice_composes_and_checks(
     group: str, choice: str, compose: Compose, cifar_root: Path, image_root: Path
 ) -> None:
@@ -47,6 +57,26 @@ def test_every_choice_composes_and_checks(
     assert scan(overrides, [CONF]) == []
     config = compose(*overrides)
     assert check(config) == []
+
+
+# All presets of a pair in one test: its models are built, and asked for their features, once.
+@pytest.mark.parametrize("pair", [*PAIRS, "none", "demo"])
+def test_every_preset_composes_checks_and_runs_what_its_name_says(
+    pair: str, compose: Compose, cifar_root: Path, image_root: Path
+) -> None:
+    names = [name for name in EXPERIMENTS if pair in (name.rpartition("/")[2], name.partition("/")[0])]
+    assert names
+    faults, misnamed = {}, {}
+    for name in names:
+        assert scan([f"experiment={name}"], [CONF]) == []
+        config = compose(f"experiment={name}", *needed("experiment", name, cifar_root, image_root))
+        faults[name] = check(config)
+        if name in PUBLISHED:
+            method = "gda" if config["alignment"]["name"] == "gda" else label_of(config).replace("+", "_")
+            runs = f"{method}/{config['teacher']['name']}_{config['student']['name']}"
+            misnamed |= {name: runs} if runs != name else {}
+    assert {name: found for name, found in faults.items() if found} == {}
+    assert misnamed == {}
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
@@ -156,10 +186,46 @@ def test_grids_name_only_what_exists() -> None:
         assert scan([f"{key}={value}" for key, value in params.items()], [CONF]) == []
 
 
+@cache
+def plain(file: str) -> dict[str, Any]:
+    """A file of `conf/` as it is written."""
+    node = OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml"))
+    return {str(key): value for key, value in node.items()} if isinstance(node, dict) else {}
+
+
 def test_a_preset_never_chooses_a_launcher_or_a_seed() -> None:
-    for name in choices("experiment"):
-        preset = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{name}.yaml")) or {}
-        assert isinstance(preset, dict)
+    for name in EXPERIMENTS:
+        preset = plain(f"experiment/{name}")
         assert not {"hydra", "cluster", "seed", "runs", "trainer", "tracking"} & preset.keys()
         for default in preset.get("defaults", []):
             assert not {"override /cluster", "override /hydra/launcher"} & set(default)
+
+
+def repeated(node: Any, base: Any, path: str) -> list[str]:
+    """Dotted paths of the values in `node` that `base` has already."""
+    if isinstance(node, dict):
+        known = base if isinstance(base, dict) else {}
+        parts = [repeated(node[key], known[key], f"{path}.{key}") for key in node if key in known]
+        return [each for part in parts for each in part]
+    return [path] if node == base else []
+
+
+def test_a_preset_says_only_what_its_choices_do_not() -> None:
+    found = []
+    for name in EXPERIMENTS:
+        preset = plain(f"experiment/{name}")
+        for default in preset.get("defaults", []):
+            ((group, choice),) = default.items()
+            group = group.removeprefix("override /")
+            found += repeated(preset.get(group), plain(f"{group}/{choice}"), f"{name}: {group}")
+    assert found == []
+
+
+def test_a_published_preset_opens_with_its_source_and_its_command() -> None:
+    for name in PUBLISHED:
+        lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+        comments = list(takewhile(lambda line: line.startswith("#"), lines))
+        assert comments[0] == "# @package _global_", name
+        assert any(line.startswith("# Source: repository ") for line in comments), name
+        assert f"# Command: python launch.py experiment={name} dataset.download=true" in comments, name
+        assert any(line.startswith("# Published: ") for line in comments), name

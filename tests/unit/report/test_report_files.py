@@ -151,11 +151,26 @@ def test_published_figures_are_for_their_recipe_and_pair_only():
     assert line is not None
     assert "KD 72.98" in line
     assert "DKD 74.68 (mdistiller README)" in line
+    mixed = published_line("cifar100", "crd", "cifar_resnet50 -> mobilenetv2")
+    assert mixed is not None
+    assert "teacher 79.34, student 64.60, KD 67.35, CRD 69.11 (RepDistiller README)" in mixed
+    assert "CTKD 68.67, KD+LSKD 69.02, DKD+LSKD 70.45 (logit-standardization-KD README)" in mixed
     assert published_line("cifar100", "w2s", "vgg13 -> vgg8") is None
     assert published_line("cifar10", "crd", "vgg13 -> vgg8") is None
     w2s = published_line("cifar100", "w2s_v1", "vgg8 -> vgg13")
     assert w2s is not None
     assert "AdaptConf 76.84" in w2s
+
+
+def test_a_figure_is_named_with_the_source_that_has_it_and_left_out_where_none_has():
+    line = published_line("cifar100", "crd", "resnet32x4 -> resnet8x4")
+    assert line is not None
+    assert "CTKD README" not in line
+    assert "CTKD 73.39, KD+LSKD 76.62, DKD+LSKD 77.01 (logit-standardization-KD README)" in line
+    shuffled = published_line("cifar100", "crd", "wrn_40_2 -> shufflenetv1")
+    assert shuffled is not None
+    assert "LSKD" not in shuffled
+    assert "DIST 76.40, WTTM 75.42 (TTM README)" in shuffled
 
 
 def test_reading_and_tables_need_no_heavy_library(study):
