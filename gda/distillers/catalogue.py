@@ -114,7 +114,8 @@ def _arguments(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options(node: Mapping[str, Any]) -> list[str]:
-    return [_number(key.replace("_", " "), value) for key, value in _arguments(node).items()]
+    options = _arguments(node).items()
+    return [_number(key.replace("_", " "), value) for key, value in options if value is not None]
 
 
 def _number(name: str, value: Any) -> str:
@@ -123,6 +124,6 @@ def _number(name: str, value: Any) -> str:
         return f"{name} {value.get('value', 1.0):g}" + (f" after {warm_up} epochs" if warm_up else "")
     if isinstance(value, list):
         return f"{name} {' '.join(str(item) for item in value)}"
-    if isinstance(value, bool) or value is None:
-        return f"{name} {'no' if not value else 'yes'}"
+    if isinstance(value, bool):
+        return f"{name} {'yes' if value else 'no'}"
     return f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"

@@ -59,14 +59,53 @@ def test_launch_command_passes_the_check(arguments: list[str], image_root: Path,
         assert [fault for fault in faults if "last batch" not in fault.what] == []
 
 
-def test_mistyped_names_are_answered_as_shown() -> None:
-    shown = example("console", "resnet2O").splitlines()
-    command = shown[0].removeprefix("$ python ").split()
+def answer(marker: str, folder: Path) -> tuple[list[str], list[str]]:
+    """Runs the command of a console example; returns what it says, and what is shown."""
+    shown = example("console", marker).splitlines()
+    program, *arguments = shown[0].removeprefix("$ python ").split()
     process = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(ROOT / program), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert process.returncode == 1
-    assert process.stderr.splitlines() == shown[1:]
+    return process.stderr.splitlines(), shown[1:]
+
+
+def test_mistyped_names_are_answered_as_shown(tmp_path: Path) -> None:
+    said, shown = answer("resnet2O", tmp_path)
+    assert said == shown
+
+
+def test_weights_that_do_not_fit_are_answered_as_shown(tmp_path: Path) -> None:
+    import torch
+
+    from gda.models import create_model
+
+    torch.save({"model": create_model("resnet56", 100).state_dict()}, tmp_path / "resnet56.pth")
+    said, shown = answer("resnet56.pth", tmp_path)
+    assert said == shown
+
+
+def test_the_table_of_methods_is_the_listing() -> None:
+    from gda.distillers.__main__ import markdown
+    from gda.distillers.catalogue import methods
+
+    begin, end = "<!-- python -m gda.distillers --markdown -->\n", "<!-- end -->"
+    assert README.partition(begin)[2].partition(end)[0].strip() == markdown(methods())
+
+
+def test_the_commands_of_the_zoo_run_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+    from gda.models.__main__ import main
+
+    shown = [command.split()[3:] for command in COMMANDS if re.match(r"python -m gda\.models( |$)", command)]
+    assert shown == [[], ["resnet32x4"]]
+    for arguments in shown:
+        assert main(arguments) == 0
+        assert "resnet32x4" in capsys.readouterr().out
 
 
 def test_own_method_runs_as_written(tmp_path: Path) -> None:
