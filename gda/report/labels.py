@@ -14,7 +14,7 @@ NOT_THE_METHOD = (
     "workers", "logging",
 )  # fmt: skip
 # What belongs to the method; the rest of the config is the setting it was tried under.
-THE_METHOD = ("distiller", "alignment", "teacher", "ground_truth", "terms")
+THE_METHOD = ("distiller", "plugin", "alignment", "teacher", "ground_truth", "terms")
 MOST_VALUES = 3
 UNSET = "unset"
 
@@ -45,7 +45,7 @@ def distinct_labels(methods: Sequence[Method], runs: Iterable[Run]) -> dict[str,
     said: dict[str, dict[str, str]] = {method.group: {} for method in methods}
     alike = defaultdict(list)
     for method in methods:
-        if method.ground_truth != "labels":
+        if method.ground_truth != "labels" and "label-free" not in method.label:
             said[method.group]["ground_truth"] = method.ground_truth
         alike[method.label, method.ground_truth].append(method)
     settings = _setting_leaves(methods, config)

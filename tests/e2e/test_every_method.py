@@ -38,7 +38,9 @@ def teacher(tiny: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def method(tiny: Compose, teacher: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Composes a method on the demo's pair with GDA, its weights at full size from the first epoch."""
 
-    def composed(study: str, distiller: str, plugin: str) -> dict[str, Any]:
+    def composed(
+        study: str, distiller: str, plugin: str, terms: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         config = tiny(
             f"distiller={distiller}",
             f"plugin={plugin}",
@@ -50,6 +52,7 @@ def method(tiny: Compose, teacher: Path, tmp_path: Path) -> Callable[..., dict[s
             f"study={study}",
             f"runs={tmp_path}",
         )
+        config["distiller"]["terms"] |= terms or {}
         for term in config["distiller"]["terms"].values():
             if isinstance(term["weight"], dict):
                 term["weight"]["warmup_epochs"] = 0
@@ -85,17 +88,17 @@ def same(first: Any, second: Any) -> bool:
 
 
 def trained_and_resumed(
-    method: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, distiller: str, plugin: str
+    method: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, *choices: Any
 ) -> list[dict[str, Any]]:
     """Trains through, and once more with an interruption; returns the journal after comparing both."""
-    config = method("through", distiller, plugin)
+    config = method("through", *choices)
     assert check(config) == []
     through = finish(config).folder
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
         with pytest.raises(RunInterrupted):
-            finish(method("halves", distiller, plugin))
-    halves = finish(method("halves", distiller, plugin)).folder
+            finish(method("halves", *choices))
+    halves = finish(method("halves", *choices)).folder
     first, second = (
         torch.load(folder / LAST, map_location="cpu", weights_only=True) for folder in (through, halves)
     )
@@ -120,3 +123,55 @@ def test_a_plug_in_trains_and_resumes_exactly(
 ) -> None:
     _, first, second = trained_and_resumed(method, monkeypatch, distiller, plugin)
     assert second["train_loss"] < first["train_loss"]
+
+
+OWN = """
+import torch
+from torch import Tensor, nn
+
+from gda.distillers import RunFacts, Term, TermInputs
+
+
+class Projected(Term):
+    '''The teacher's pooled features, from a projection of the student's.'''
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.student_features = self.teacher_features = ("pooled",)
+
+    def setup(self, facts: RunFacts) -> None:
+        student, teacher = facts.student_features["pooled"], facts.teacher_features["pooled"]
+        self.projector = nn.Linear(student.shape[0], teacher.shape[0])
+        self.register_buffer("seen", torch.zeros(facts.train_size))
+
+    def forward(self, inputs: TermInputs) -> Tensor:
+        assert inputs.teacher is not None
+        self.seen[inputs.indices] += 1
+        projected = self.projector(inputs.student.features["pooled"])
+        return self.scale * (projected - inputs.teacher.features["pooled"]).square().mean()
+"""
+
+
+def test_a_users_own_term_beside_built_in_ones_trains_resumes_and_is_reported(
+    method: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from gda.report.__main__ import main
+
+    (tmp_path / "own_terms.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = {
+        "mine": {
+            "_target_": "own_terms.Projected",
+            "weight": {"value": 0.5, "warmup_epochs": 2},
+            "scale": 2.0,
+        }
+    }
+    _, first, second = trained_and_resumed(method, monkeypatch, "kd", "lskd", own)
+    assert second["term/mine"] < first["term/mine"]
+    (folder,) = (tmp_path / "through").glob("*/seed0")
+    state = torch.load(folder / LAST, weights_only=True)["modules"]["distiller"]
+    assert (state["terms.mine.seen"] == 2).all()
+    assert state["terms.mine.projector.weight"].shape == (256, 64)
+    assert main(["through", "--runs", str(tmp_path)]) == 0
+    assert "kd+lskd+gda" in (tmp_path / "through" / "report" / "report.md").read_text()
