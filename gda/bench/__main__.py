@@ -1,4 +1,4 @@
-"""``python -m gda.bench [step|sinkhorn|losses]``: measure on this machine, and print what was measured."""
+"""``python -m gda.bench [step|sinkhorn|losses|episodes]``: measure on this machine, and print the figures."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from rich.console import Console
 
-from gda.bench import losses, sinkhorn, step
+from gda.bench import episodes, losses, sinkhorn, step
 from gda.bench.timing import machine
 from gda.errors import UserError
 
@@ -18,19 +18,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m gda.bench",
-        description="Measure a training step by its parts, the Sinkhorn term against the published one, and "
-        "the loss of every method.",
+        description="Measure a training step by its parts, the Sinkhorn term against the published one, "
+        "the loss of every method, and few-shot evaluation from embeddings.",
     )
-    parser.add_argument(
-        "what", nargs="?", choices=("step", "sinkhorn", "losses"), help="by default step and sinkhorn"
-    )
+    parser.add_argument("what", nargs="?", choices=tuple(_MEASUREMENTS), help="by default step and sinkhorn")
     parser.add_argument(
         "--method", action="append", metavar="NAME", help="losses: a choice of distiller=; may be repeated"
     )
     parser.add_argument(
         "--dataset", default="digits", choices=("digits", *step.CIFAR_CLASSES), help="step: images"
     )
-    parser.add_argument("--student", metavar="MODEL", help="student (step: resnet8, losses: resnet8x4)")
+    parser.add_argument(
+        "--student", metavar="MODEL", help="student (step: resnet8, losses: resnet8x4, episodes: convnet4)"
+    )
     parser.add_argument("--teacher", metavar="MODEL", help="teacher (step: resnet8x4, losses: resnet32x4)")
     parser.add_argument("--batch", type=_count, default=64, metavar="N", help="step: images in a batch (64)")
     parser.add_argument(
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=_size,
         action="append",
         metavar="BxC",
-        help="sinkhorn, losses: batch x classes; may be repeated",
+        help="sinkhorn, losses: batch x classes; episodes: images of a class x classes; may be repeated",
     )
     parser.add_argument("--device", default=None, help="cpu or cuda; by default cuda where there is one")
     parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads; torch's choice by default")
@@ -103,7 +103,20 @@ def _losses(options: argparse.Namespace, device: torch.device, console: Console)
         console.print(f"- {note}", highlight=False, soft_wrap=not console.is_terminal)
 
 
-_MEASUREMENTS = {"step": _step, "sinkhorn": _sinkhorn, "losses": _losses}
+def _episodes(options: argparse.Namespace, device: torch.device, console: Console) -> None:
+    encoder = options.student or episodes.ENCODER
+    costs = [
+        cost
+        for size in options.size or episodes.SIZES
+        for cost in episodes.measure(encoder, size, options.repeats or 10, device)
+    ]
+    console.print()
+    console.print(episodes.episodes_table(costs, f"Few-shot evaluation with {encoder}, frozen, float32"))
+    for note in episodes.NOTES:
+        console.print(f"- {note}", highlight=False, soft_wrap=not console.is_terminal)
+
+
+_MEASUREMENTS = {"step": _step, "sinkhorn": _sinkhorn, "losses": _losses, "episodes": _episodes}
 
 
 def _count(text: str) -> int:

@@ -1,0 +1,1 @@
+"""Few-shot data: sources with base and novel classes, and the episodes sampled from them."""
