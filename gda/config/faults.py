@@ -23,7 +23,8 @@ class Fault:
     def __str__(self) -> str:
         what = self.what.rstrip(".")
         line = f"{self.where}: {what}" if self.where else what
-        return f"{line}. Try: {self.fix}" if self.fix else line
+        stop = "" if line.endswith("?") else "."
+        return f"{line}{stop} Try: {self.fix}" if self.fix else line
 
 
 class ConfigFaults(UserError):

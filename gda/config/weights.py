@@ -4,6 +4,7 @@ What is at hand is checked before anything runs; what must be fetched is fetched
 else of a config, or of a whole sweep, is without faults, and checked then.
 """
 
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 from gda.errors import UserError
 from gda.models.weights.download import cache_folder, cached_file, fetch, is_url
+from gda.tracking.near_runs import near_runs
 
 AUTO = "auto"
 MLFLOW = "mlflow:"
@@ -84,7 +86,7 @@ class MLflowRun(WeightsSource):
         """Returns what an earlier call has found, in this process or among the fetched artifacts."""
         from gda.tracking.mlflow_weights import cached_weights
 
-        return _FOUND.get(self) or cached_weights(self.run_id, _mlflow_cache())
+        return _FOUND.get(self) or cached_weights(self.run_id, self.select, _mlflow_cache())
 
     def fetched(self) -> Path:
         """Asks the store (see :func:`gda.tracking.mlflow_weights.find_weights`)."""
@@ -121,8 +123,8 @@ class URL(WeightsSource):
         return f"there is no file behind {self.text}" if missing else None
 
     def at_hand(self) -> Path | None:
-        """Returns the cached file."""
-        return cached_file(self.text) if is_url(self.text) else None
+        """Returns the cached file, unless its hash is another."""
+        return cached_file(self.text, self.sha256) if is_url(self.text) else None
 
     def fetched(self) -> Path:
         """Fetches the file into the cache, unless it is there."""
@@ -149,7 +151,8 @@ class Folder(WeightsSource):
             return None
         if (Path(self.text) / "run.json").is_file():
             return f"the run folder {self.text} holds no {self.select}.pt"
-        return f"{self.text} is a folder, but not of a run; name a file in it"
+        advice = near_runs(Path(self.text)) or "Name a file in it"
+        return f"{self.text} is a folder, but not of a run. {advice}"
 
     def at_hand(self) -> Path | None:
         """Returns the run's checkpoint, or the exported weights."""
@@ -165,8 +168,11 @@ class File(WeightsSource):
         return True
 
     def problem(self) -> str | None:
-        """Says that there is no such file."""
-        return None if self.at_hand() else f"there is no file {self.text}"
+        """Says that there is no such file, and what looks like it."""
+        if self.at_hand() is not None:
+            return None
+        advice = near_runs(Path(self.text))
+        return f"there is no file {self.text}" + (f". {advice}" if advice else "")
 
     def at_hand(self) -> Path | None:
         """Returns the path, where it is a file."""
@@ -188,6 +194,7 @@ def weights_source(config: Mapping[str, Any], role: str = "teacher") -> WeightsS
     text = node["checkpoint"]
     if node.get("name") is None or text is None or text == AUTO:
         return None
+    text = os.path.expanduser(text) if text.startswith("~") else text  # noqa: PTH111 - text, not yet a path
     kind = next(source for source in _SOURCES if source.names(text))
     return kind(
         text,

@@ -12,7 +12,7 @@ from gda.errors import UserError
 from gda.interchange.architecture import build
 from gda.interchange.model_input import ModelInput
 from gda.models.weights.checkpoints import misfit
-from gda.suggestions import did_you_mean, near
+from gda.tracking.near_runs import near_runs
 from gda.tracking.run_folder import RunFolder
 from gda.training import checkpoint
 
@@ -110,7 +110,8 @@ def read_student(path: Path, select: str = "last", weights: str = "raw") -> Fini
 def _finished_run(path: Path) -> RunFolder:
     folder = RunFolder(path.absolute())
     if not (path / "run.json").is_file():
-        raise UserError(f"{path} is no run folder. {_advice(path)}")
+        advice = near_runs(path) or "Name the folder of one run, e.g. runs/STUDY/NAME-GROUP/seed0."
+        raise UserError(f"{path} is no run folder. {advice}")
     status = folder.status()
     state = status.get("state", "not finished")
     if state != "done":
@@ -121,25 +122,6 @@ def _finished_run(path: Path) -> RunFolder:
             "The command that began it continues it."
         )
     return folder
-
-
-def _advice(path: Path) -> str:
-    """Says which runs are near a path that is none."""
-    below = sorted(found.parent for found in [*path.glob("seed*/run.json"), *path.glob("*/seed*/run.json")])
-    if below:
-        more = f" and {len(below) - 3} more" if len(below) > 3 else ""
-        return f"It holds runs; name one: {', '.join(map(str, below[:3]))}{more}."
-    above = next((each for each in path.absolute().parents if (each / "run.json").is_file()), None)
-    if above is not None:
-        return f"Did you mean {RunFolder(above)}?"
-    if path.exists():
-        return "Name the folder of one run, e.g. runs/STUDY/NAME-GROUP/seed0."
-    parent = next((each for each in path.absolute().parents if each.is_dir()), Path("/"))
-    wrong = path.absolute().relative_to(parent).parts[:1]
-    there = [each.name for each in parent.iterdir() if each.is_dir()]
-    if wrong and near(wrong[0], there):
-        return f"{parent} has no {wrong[0]!r}; {did_you_mean(wrong[0], there)}"
-    return "Name the folder of one run, e.g. runs/STUDY/NAME-GROUP/seed0."
 
 
 def _config(folder: RunFolder) -> dict[str, Any]:

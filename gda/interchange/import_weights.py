@@ -189,7 +189,7 @@ def _options(settings: Sequence[str]) -> dict[str, Any]:
     """Reads the options of the model among the settings; values are YAML, as in a config.
 
     Raises:
-        UserError: One is not of the form ``model.KEY=VALUE``.
+        UserError: One is not of the form ``model.KEY=VALUE``, or its value is no YAML.
     """
     options = {}
     for setting in settings:
@@ -198,7 +198,10 @@ def _options(settings: Sequence[str]) -> dict[str, Any]:
         key, equals, value = setting.removeprefix(OPTION).partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"--set {setting} is not of the form {OPTION}KEY=VALUE.")
-        options[key] = yaml.safe_load(value)
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {setting}: {value!r} is no value as YAML writes it.") from error
     return options
 
 

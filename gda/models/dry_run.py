@@ -71,8 +71,8 @@ def dry_run(model: nn.Module, image_size: int, images: int = 2) -> int:
         counting = stack.enter_context(_ShapesOnly())
         # A frozen model must leave a graph, too; and torch fuses attention away where none is asked for.
         size = (images, 3, image_size, image_size)
-        black = torch.zeros(size, device=reference.device, dtype=dtype, requires_grad=True)
         try:
+            black = torch.zeros(size, device=reference.device, dtype=dtype, requires_grad=True)
             model(black)
         except (RuntimeError, ValueError, AssertionError) as error:  # torch and timm raise all three
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -17,6 +17,7 @@ A stage is the last map of its scale. A model without maps of a scale has no suc
 ResNet of three stages has no stage 4, a network whose stem halves CIFAR images has no stage 1.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -33,6 +34,8 @@ FINAL = "final"
 
 POOLED = "pooled"
 """Names the vector ``(batch, width)`` that the head turns into logits."""
+
+_PASSES_ON = (nn.Identity, nn.Flatten, nn.Dropout)
 
 
 @dataclass(frozen=True)
@@ -107,10 +110,17 @@ def _timm_stages(model: nn.Module) -> dict[int, str]:
 
 
 def _timm_final_map(model: nn.Module) -> str | None:
-    """Finds what timm's global average pooling gets."""
-    for path, module in model.named_modules():
+    """Finds what timm's global average pooling gets, where nothing but the head follows it.
+
+    ConvNeXt has a norm behind its pooling, MobileNetV3 a convolution: the pooled vector is no average there.
+    """
+    known = list(model.named_modules())
+    head = _head(model)
+    for place, (path, module) in enumerate(known):
         if path.rpartition(".")[2] == "global_pool" and getattr(module, "pool_type", None) == "avg":
-            return path + INPUT
+            behind = itertools.takewhile(lambda each: each[0] != head, known[place + 1 :])
+            others = [each for name, each in behind if not name.startswith(f"{path}.")]
+            return path + INPUT if all(isinstance(each, _PASSES_ON) for each in others) else None
     return None
 
 

@@ -120,6 +120,8 @@ def tap_paths(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
     Raises:
         UserError: The model has no such module, or no such stage.
     """
+    if isinstance(names, str):
+        raise UserError(f"taps are named in a list: [{names!r}], not {names!r}")
     modules = dict(model.named_modules())
     layout = layout_of(model)
     known = layout.names()
@@ -194,4 +196,5 @@ def _no_such_tap(name: str, modules: Mapping[str, nn.Module], known: Mapping[str
         named = ", ".join(known) or "none"
         what = f"{plain}:{rest}" if rest else plain
         return f"the model has no {what}; of the names that hold for every model, it has {named}"
-    return f"the model has no module {name!r}; {did_you_mean(plain, [path for path in modules if path])}"
+    nearest = did_you_mean(plain, [*known, *(path for path in modules if path and path not in known)])
+    return f"the model has no module {name!r}; {nearest}"

@@ -1,11 +1,14 @@
 """The weights of a run that is named by its MLflow id: in its run folder, else among its artifacts."""
 
+import secrets
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from gda.errors import UserError
 from gda.tracking.mlflow_content import RUN_TAG
 from gda.tracking.mlflow_run import known_run
-from gda.tracking.mlflow_store import absolute_uri, one_line, open_client
+from gda.tracking.mlflow_store import absolute_uri, database_path, one_line, open_client
 from gda.tracking.run_folder import RunFolder
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".bin")
@@ -23,12 +26,15 @@ def find_weights(uri: str, run_id: str, runs_root: Path, select: str, cache: Pat
         run_id: The run's id in MLflow.
         runs_root: Folder of all run folders.
         select: ``last`` or ``best``.
-        cache: Folder for fetched artifacts; each run gets a folder of its own in it.
+        cache: Folder for fetched artifacts; each run, and each ``select`` of it, gets its own folder in it.
 
     Raises:
         UserError: The store does not answer, has no such run, or the run has no file of weights.
     """
     uri = absolute_uri(uri)
+    database = database_path(uri)
+    if database is not None and not database.is_file():
+        raise UserError(f"there is no MLflow store at {uri}, and so no run {run_id} in it")
     try:
         client = open_client(uri)
         run = known_run(client, run_id)
@@ -42,19 +48,35 @@ def find_weights(uri: str, run_id: str, runs_root: Path, select: str, cache: Pat
                 return file
             raise UserError(f"the run {run_id} lies in {folder}, which holds no {file.name}")
         artifact = _choose(run_id, select, _artifacts(client, run_id))
-        target = cache / run_id
-        target.mkdir(parents=True, exist_ok=True)
-        return Path(client.download_artifacts(run_id, artifact, str(target)))
+        return _download(client, run_id, artifact, _kept(run_id, select, cache))
     except UserError:
         raise
     except Exception as error:  # whatever MLflow, SQLAlchemy and the HTTP client raise
         raise UserError(f"the MLflow store at {uri} can't be read: {one_line(error)}") from error
 
 
-def cached_weights(run_id: str, cache: Path) -> Path | None:
-    """Returns the file that an earlier call has fetched, or nothing."""
-    files = [path for path in (cache / run_id).rglob("*") if path.suffix in _SUFFIXES]
+def cached_weights(run_id: str, select: str, cache: Path) -> Path | None:
+    """Returns the file that an earlier call with the same ``select`` has fetched, or nothing."""
+    files = [path for path in _kept(run_id, select, cache).rglob("*") if path.suffix in _SUFFIXES]
     return files[0] if len(files) == 1 else None
+
+
+def _kept(run_id: str, select: str, cache: Path) -> Path:
+    """Returns the folder of what is fetched of a run for one choice of its epochs."""
+    return cache / run_id / select
+
+
+def _download(client, run_id: str, artifact: str, target: Path) -> Path:  # type: ignore[no-untyped-def]
+    """Fetches an artifact; ``target`` appears with all of it or not at all."""
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    partial.mkdir(parents=True)
+    try:
+        fetched = Path(client.download_artifacts(run_id, artifact, str(partial))).relative_to(partial)
+        with suppress(OSError):  # another process was faster
+            partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target / fetched
 
 
 def _artifacts(client, run_id: str, folder: str | None = None) -> list[str]:  # type: ignore[no-untyped-def]

@@ -21,7 +21,7 @@ from urllib.request import Request, url2pathname, urlopen
 import torch
 
 from gda.errors import UserError
-from gda.models.weights.file_hash import verified_hash
+from gda.models.weights.file_hash import file_hash, require_hash, verified_hash
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +46,20 @@ def is_url(text: str) -> bool:
     return bool(separator) and scheme.lower() in _SCHEMES
 
 
-def cached_file(url: str) -> Path | None:
+def cached_file(url: str, sha256: str | None = None) -> Path | None:
     """Returns the file that an address stands for, where it need not be fetched.
 
     Args:
         url: The address.
+        sha256: What the hash of a file that was fetched before must be, else it must be fetched once more;
+            ``None`` to take any.
     """
     local = _local_path(url)
-    path = _cache_path(url) if local is None else local
-    return path if path.is_file() else None
+    if local is not None:
+        return local if local.is_file() else None
+    path = _cache_path(url)
+    known = path.is_file() and (sha256 is None or file_hash(path) == sha256.lower())
+    return path if known else None
 
 
 def fetch(url: str, sha256: str | None = None) -> Path:
@@ -71,6 +76,8 @@ def fetch(url: str, sha256: str | None = None) -> Path:
         UserError: The server can't be reached, does not have it, breaks off, or answers with a web page;
             the file can't be kept; or its hash is another.
     """
+    if sha256 is not None:
+        require_hash(sha256)
     local = _local_path(url)
     if local is not None:
         if not local.is_file():
@@ -78,8 +85,10 @@ def fetch(url: str, sha256: str | None = None) -> Path:
         verified_hash(local, sha256, str(local))
         return local
     target = _cache_path(url)
-    if target.is_file() and _is_the_one(target, sha256):
+    if cached_file(url, sha256) is not None:
         return target
+    if target.is_file():
+        logger.info("What was fetched to %s before has another SHA-256; fetching it again", target)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -97,15 +106,6 @@ def fetch(url: str, sha256: str | None = None) -> Path:
         with suppress(OSError):
             partial.unlink()
     return target
-
-
-def _is_the_one(path: Path, sha256: str | None) -> bool:
-    try:
-        verified_hash(path, sha256, str(path))
-    except UserError:
-        logger.info("What was fetched to %s before has another SHA-256; fetching it again", path)
-        return False
-    return True
 
 
 def _chunks(url: str) -> Iterator[bytes]:
@@ -128,7 +128,8 @@ def _chunks(url: str) -> Iterator[bytes]:
                     told = time.monotonic()
                     logger.info("Fetched %s of %s", _megabytes(got), _megabytes(size))
     except HTTPError as error:
-        answer = f"the server answers {error.code} {error.reason}"
+        reason = str(error.reason).partition("\n")[0]  # urllib explains a loop of redirections in three lines
+        answer = f"the server answers {error.code} {reason}"
         raise UserError(f"{_shown(url)} can't be fetched: {answer}.") from error
     except (HTTPException, OSError, ValueError) as error:  # URLError and time-outs are OSErrors
         raise UserError(f"{_shown(url)} can't be fetched: {_reason(error)}.") from error

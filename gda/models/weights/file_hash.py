@@ -13,9 +13,14 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_hash(text: str) -> bool:
-    """Says whether a text is a SHA-256: 64 hexadecimal digits."""
-    return re.fullmatch(r"[0-9a-fA-F]{64}", text) is not None
+def require_hash(text: str) -> None:
+    """Checks that a text is a SHA-256.
+
+    Raises:
+        UserError: It is not 64 hexadecimal digits.
+    """
+    if re.fullmatch(r"[0-9a-fA-F]{64}", text) is None:
+        raise UserError(f"{text!r} is no SHA-256, which has 64 hexadecimal digits (sha256sum prints it).")
 
 
 def verified_hash(path: Path, expected: str | None, source: str) -> str:
@@ -29,8 +34,8 @@ def verified_hash(path: Path, expected: str | None, source: str) -> str:
     Raises:
         UserError: It is another, or what is expected is no SHA-256.
     """
-    if expected is not None and not is_hash(expected):
-        raise UserError(f"{expected!r} is no SHA-256, which has 64 hexadecimal digits (sha256sum prints it).")
+    if expected is not None:
+        require_hash(expected)
     found = file_hash(path)
     if expected is not None and found != expected.lower():
         raise UserError(

@@ -16,6 +16,7 @@ from gda.app import finish
 from gda.config.check import check
 from gda.config.faults import ConfigFaults
 from gda.config.inputs import weights_identity
+from gda.models import create_model
 from gda.models.weights.checkpoints import file_hash
 from gda.tracking.run_folder import RunFolder
 
@@ -84,11 +85,21 @@ def test_a_run_folder(trained: Path, student: Compose) -> None:
     assert teacher_accuracy(finish(config).folder) == accuracies(trained)["raw"]
     (fault,) = check(student(str(trained.parent)))
     assert "is a folder, but not of a run" in fault.what
+    assert str(trained) in fault.what, "the runs below it are named"
+    (fault,) = check(student(f"{trained}s/last.pt"))
+    assert f"has no '{trained.name}s'; did you mean '{trained.name}'?" in fault.what
     best = student(str(trained), checkpoint_select="best")
     assert weights_identity(best) == f"sha256:{file_hash(trained / 'best.pt')}"
 
 
-def test_the_moving_average(trained: Path, student: Compose) -> None:
+def test_a_path_from_the_home_folder(
+    trained: Path, student: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(trained.parent))
+    assert weights_identity(student(f"~/{trained.name}")) == weights_identity(student(str(trained)))
+
+
+def test_the_moving_average(trained: Path, student: Compose, tmp_path: Path) -> None:
     raw, averaged = student(str(trained)), student(str(trained), weights="ema")
     figures = accuracies(trained)
     assert figures["raw"] != figures["ema"]
@@ -96,6 +107,9 @@ def test_the_moving_average(trained: Path, student: Compose) -> None:
     assert teacher_accuracy(finish(averaged).folder) == figures["ema"]
     (fault,) = check(student("auto", weights="ema"))
     assert fault.where == "teacher.weights"
+    torch.save({"model": create_model("resnet8", 10).state_dict()}, tmp_path / "raw.pth")
+    (fault,) = check(student(str(tmp_path / "raw.pth"), weights="ema"))
+    assert (fault.where, fault.fix) == ("teacher.weights", "teacher.weights=raw")
 
 
 def test_an_address_is_fetched_once_the_config_is_without_faults(
@@ -129,8 +143,38 @@ def test_the_hash_is_held_against_the_file(trained: Path, student: Compose) -> N
     assert check(student(str(trained), sha256=right)) == []
     (fault,) = check(student(str(trained), sha256="0" * 64))
     assert right in fault.what
-    (fault,) = check(student(str(trained), sha256="abc"))
-    assert "64 hexadecimal digits" in fault.what
+    for checkpoint in (str(trained), "http://127.0.0.1:9/teacher.pt"):
+        (fault,) = check(student(checkpoint, sha256="abc"))
+        assert fault.where == "teacher.sha256"
+        assert "64 hexadecimal digits" in fault.what
+    (fault,) = check(student("auto", sha256=right))
+    assert fault.where == "teacher.sha256"
+
+
+def test_an_address_whose_file_was_replaced_is_fetched_again_for_its_new_hash(
+    trained: Path, student: Compose, served: tuple[Path, str]
+) -> None:
+    folder, address = served
+    (folder / "teacher.pt").write_bytes(b"cut off")
+    with pytest.raises(
+        ConfigFaults, match=r"can't be read safely: .* Try: fetch it again: rm .*-teacher\.pt"
+    ):
+        finish(student(f"{address}/teacher.pt"))
+    shutil.copy(trained / "last.pt", folder / "teacher.pt")
+    config = student(f"{address}/teacher.pt", sha256=file_hash(trained / "last.pt"))
+    assert teacher_accuracy(finish(config).folder) == accuracies(trained)["raw"]
+
+
+def test_a_timm_teacher_without_weights_is_one_fault(student: Compose) -> None:
+    (fault,) = check(
+        student(
+            None,
+            _target_="gda.models.create_timm_model",
+            name="resnet18",
+            pretrained=False,  # type: ignore[arg-type]
+        )
+    )
+    assert "would teach noise" in fault.what
 
 
 def test_an_mlflow_run(tiny: Compose, student: Compose, tmp_path: Path) -> None:
@@ -161,3 +205,14 @@ def test_an_mlflow_run(tiny: Compose, student: Compose, tmp_path: Path) -> None:
     from_artifacts = student(f"mlflow:{foreign.info.run_id}")
     assert finish(from_artifacts).folder == finish(config).folder
     assert RunFolder(finish(config).folder).is_done()
+
+    client.log_artifact(foreign.info.run_id, str(run / "best.pt"), "checkpoints")
+    best = student(f"mlflow:{foreign.info.run_id}", checkpoint_select="best")
+    finish(best)
+    assert weights_identity(best) == f"sha256:{file_hash(run / 'best.pt')}", "not what last has left"
+
+
+def test_looking_for_an_mlflow_run_makes_no_store(student: Compose, tmp_path: Path) -> None:
+    with pytest.raises(ConfigFaults, match="no MLflow store"):
+        finish(student("mlflow:" + "0" * 32))
+    assert not list((tmp_path / "runs").glob("mlflow.db*"))

@@ -170,6 +170,10 @@ def test_options_of_the_model_and_of_the_data_are_kept(
         (("--model", "resnet20", *DIGITS), "do not fit the model: .*these weights fit resnet8"),
         (("--model", "resnet8", *DIGITS, "--set", "model.width=3"), "no option width. Did you mean widths"),
         (("--model", "resnet8", *DIGITS, "--set", "model.widths"), "not of the form model.KEY=VALUE"),
+        (
+            ("--model", "resnet8", *DIGITS, "--set", "model.widths=[16"),
+            "'\\[16' is no value as YAML writes it",
+        ),
         (("--model", "resnet8", *DIGITS, "--weights", "ema"), "no moving average"),
         (("--model", "resnet8", *DIGITS, "--sha256", 64 * "0"), "its SHA-256 is"),
         (("--model", "resnet8", *DIGITS, "--root", "data"), "digits comes with its images.*leave out --root"),

@@ -146,6 +146,11 @@ def test_a_size_that_does_not_fit_is_refused() -> None:
         measure_cost(model, 32)
 
 
+def test_images_beyond_all_memory_are_refused() -> None:
+    with pytest.raises(UserError, match="can't take images of 10000000 pixels"):
+        measure_cost(create_model("resnet8", 10), 10**7)
+
+
 def test_a_dry_pass_counts_all_its_images() -> None:
     model = create_model("resnet8", 10)
     assert dry_run(model, 32, images=3) == 3 * measure_cost(model, 32).macs

@@ -184,6 +184,8 @@ def test_the_hash_is_verified_also_of_what_was_fetched_before(
     assert wrong in message
     path = fetch(url, right)
     path.write_bytes(b"damaged since")
+    assert cached_file(url) == path
+    assert cached_file(url, right) is None
     assert fetch(url) == path
     assert path.read_bytes() == b"damaged since"
     assert fetch(url, right).read_bytes() == WEIGHTS
@@ -191,6 +193,13 @@ def test_the_hash_is_verified_also_of_what_was_fetched_before(
     with pytest.raises(UserError, match=wrong):
         fetch(url, wrong)
     assert path.read_bytes() == WEIGHTS, "what was good before stays"
+
+
+def test_a_hash_that_is_none_is_refused_before_anything_is_fetched(
+    server: str, requests: Counter[str]
+) -> None:
+    assert "64 hexadecimal digits" in refusal(f"{server}/weights.pth", "abc")
+    assert not requests
 
 
 @pytest.mark.parametrize(

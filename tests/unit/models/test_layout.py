@@ -128,6 +128,27 @@ def test_the_head_of_timm_models(name: str, options: dict[str, int], head: str |
     assert width == (model.num_features,) or (name == "efficientnet_b0" and width == (1280,))
 
 
+@pytest.mark.parametrize(
+    ("name", "final"),
+    [
+        ("resnet18", "global_pool:input"),
+        ("regnety_002", "head.global_pool:input"),  # dropout follows, without effect in evaluation
+        ("convnext_atto", None),  # a norm follows
+        ("mobilenetv3_small_050", None),  # a convolution follows
+        ("vit_tiny_patch16_224", None),
+    ],
+)
+def test_the_final_map_is_one_whose_average_the_head_gets(name: str, final: str | None) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5).eval()
+    assert layout_of(model).final_map == final
+    if final is not None:
+        with features(model, ["final", "pooled"]) as taps, torch.no_grad():
+            model(torch.randn(2, 3, 64, 64))
+            found = taps.collect()
+        torch.testing.assert_close(found["final"].mean(dim=(2, 3)), found["pooled"])
+
+
 def test_a_model_that_says_nothing_has_its_last_linear_layer_as_head() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2))
     assert layout_of(model) == Layout({}, {}, "3")

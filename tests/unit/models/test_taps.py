@@ -114,6 +114,17 @@ def test_a_mistyped_path_gets_the_nearest_ones(name: str) -> None:
         features(tiny_resnet(), ["layer1", name])
 
 
+@pytest.mark.parametrize("name", ["stage_2", "Stage2", "stage-2"])
+def test_a_mistyped_stage_gets_the_stage(name: str) -> None:
+    with pytest.raises(UserError, match=r"no module .*; did you mean 'stage2'"):
+        features(tiny_resnet(), [name])
+
+
+def test_a_bare_name_is_refused_for_the_list_that_is_wanted() -> None:
+    with pytest.raises(UserError, match=r"\['layer1'\], not 'layer1'"):
+        features(tiny_resnet(), "layer1")
+
+
 @pytest.mark.parametrize("name", ["stage4", "stage4:pre", "stage0", "stage1:past", "stage12"])
 def test_a_stage_that_is_not_there_gets_those_that_are(name: str) -> None:
     with pytest.raises(UserError) as error:
