@@ -115,7 +115,7 @@ def _check_plugins(config: Mapping[str, Any], parts: Mapping[str, Term | Plugin]
         if not isinstance(part, Plugin):
             continue
         served = [term for term in terms if term.sample_wise or not part.needs_sample_wise]
-        if not served:
+        if not terms:
             name = path.rpartition(".")[2]
             method = config["distiller"]["name"]
             what = f"{name} changes the logits of kd, dkd and the like; {method} has no such term"

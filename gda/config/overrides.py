@@ -1,8 +1,10 @@
 """Scans the command line for unknown names before Hydra stops at the first of them.
 
-Only Hydra is imported here, so that ``--help`` and ``--cfg job`` answer at once.
+Only Hydra is imported here, so that ``--help`` and ``--cfg job`` answer at once; what a config calls is
+imported for the answer to a name that it leaves out.
 """
 
+import inspect
 import itertools
 import sys
 from collections.abc import Sequence
@@ -178,10 +180,23 @@ def _unknown_key(override: Override, config: DictConfig, cell: str) -> dict[str,
             value = _value_text(override)
             fix = f"{'.'.join([*walked, match[0], *rest])}={value}" if match else ""
             what = f"{place} has no {part!r}; {did_you_mean(part, keys)}"
+            if not rest and _takes(node, part):
+                what = f"{node['_target_']} takes {part!r}, and the config does not set it yet"
+                fix = f"+{override.key_or_group}={value}"
             return {override.key_or_group: Fault(override.key_or_group, what, fix)}
         walked.append(part)
         node = node._get_node(part)
     return {}
+
+
+def _takes(node: DictConfig, argument: str) -> bool:
+    """Whether the class or function that a node calls has an argument that the node leaves out."""
+    from gda.config.signature import TargetError, locate
+
+    try:
+        return argument in inspect.signature(locate(str(node.get("_target_", "")))).parameters
+    except (TargetError, TypeError, ValueError):
+        return False
 
 
 def _value_text(override: Override) -> str:

@@ -51,7 +51,7 @@ def methods(conf: Path = CONF) -> list[Method]:
 
 
 def _distiller(path: Path) -> Method:
-    node = yaml.safe_load(path.read_text(encoding="utf-8"))
+    node = _read(path)
     terms = {name: (_located(term), term) for name, term in (node.get("terms") or {}).items()}
     kinds = [kind.kind for kind, _ in terms.values()]
     papers = [kind.paper for kind, _ in terms.values() if kind.paper]
@@ -71,7 +71,7 @@ def _distiller(path: Path) -> Method:
 
 
 def _plugin(path: Path) -> Method:
-    node = yaml.safe_load(path.read_text(encoding="utf-8"))
+    node = _read(path)
     needs: list[str] = []
     shown: list[str] = []
     papers: list[str] = []
@@ -83,6 +83,24 @@ def _plugin(path: Path) -> Method:
         papers.append(kind.paper)
     shown.extend(f"{name} weight x{factor:g}" for name, factor in node["weight_factors"].items())
     return Method(path.stem, "plug-in", ", ".join(needs), ", ".join(shown), ", ".join(papers))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Reads a choice; one that builds on others, or takes values from them, as part of a whole config."""
+    text = path.read_text(encoding="utf-8")
+    node: dict[str, Any] = yaml.safe_load(text)
+    if "defaults" not in node and "${" not in text:
+        return node
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    group, folder = path.parent.name, path.parents[1].resolve()
+    chosen = [f"{group}={path.stem}", f"hydra.searchpath=[file://{folder}]"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        composed = OmegaConf.to_container(compose("config", overrides=chosen), resolve=True)
+    assert isinstance(composed, dict)
+    found: dict[str, Any] = composed[group]
+    return found
 
 
 def _located(node: Mapping[str, Any]) -> Any:

@@ -130,6 +130,9 @@ class MapTerm(Term):
         missing = [tap for tap in taps if tap in self.numbered and tap not in known]
         if not missing:
             return []
-        instead = f"both models have those of stages={common}" if common else "the models share no stage"
+        known_to_both = ",".join(map(str, common))  # without spaces, as one types it
+        instead = (
+            f"both models have those of stages=[{known_to_both}]" if common else "the models share no stage"
+        )
         paths = "module paths do as well, as in stages=[layer2] teacher_stages=[blocks.5]"
         return [f"the {role} ({type(model).__name__}) has no {' and no '.join(missing)}; {instead}; {paths}"]

@@ -115,7 +115,8 @@ class OFA(Term):
             missing = [tap for tap in numbered if tap not in known]
             have = [stage for stage in (1, 2, 3, 4) if f"stage{stage}" in known]
             if missing:
-                instead = f"it has those of stages={have}" if have else "it names none"
+                typed = ",".join(map(str, have))  # without spaces, as one types it
+                instead = f"it has those of stages=[{typed}]" if have else "it names none"
                 sentences.append(
                     f"the student ({type(facts.student).__name__}) has no {' and no '.join(missing)}; "
                     f"{instead}; module paths do as well, as in stages=[layer2]"

@@ -26,7 +26,7 @@ from gda.distillers.logits import at_least_float32
 from gda.distillers.plugin import Plugin
 from gda.distillers.term import ModelOutput, RunFacts, TermInputs
 from gda.errors import UserError
-from gda.models.layout import layout_of
+from gda.models.layout import FINAL, layout_of
 from gda.models.tap_descriptions import TapDescription
 from gda.models.taps import FeatureTaps
 from gda.ranges import NonNegative, Range
@@ -63,8 +63,8 @@ class ScaleDecoupling(Plugin):
         self,
         scales: Sequence[Annotated[int, Range(minimum=1)]] = (1, 2, 4),
         complementary_weight: Annotated[float, NonNegative] = 2.0,
-        student_map: str = "final",
-        teacher_map: str = "final",
+        student_map: str = FINAL,
+        teacher_map: str = FINAL,
     ) -> None:
         super().__init__()
         if not scales or min(scales) < 1:
@@ -77,14 +77,14 @@ class ScaleDecoupling(Plugin):
     def refusals(self, facts: RunFacts) -> list[str]:
         """Refuses models whose head can't be applied to a region."""
         sides = (
-            ("student", facts.student, facts.student_features.get(self.student_features[0])),
-            ("teacher", facts.teacher, facts.teacher_features.get(self.teacher_features[0])),
+            ("student", facts.student, facts.student_features, self.student_features[0]),
+            ("teacher", facts.teacher, facts.teacher_features, self.teacher_features[0]),
         )
         return [
             f"sdd applies the {role}'s head to regions of its last map, and {what}; plugin=lskd and "
             "plugin=ctkd need no map"
-            for role, model, tap in sides
-            if model is not None and tap is not None and (what := _misfit(model, tap))
+            for role, model, known, name in sides
+            if model is not None and (what := _misfit(model, known.get(name), name))
         ]
 
     def setup(self, facts: RunFacts) -> None:
@@ -162,11 +162,16 @@ def _head(model: nn.Module) -> nn.Linear:
     return head
 
 
-def _misfit(model: nn.Module, tap: TapDescription) -> str:
+def _misfit(model: nn.Module, tap: TapDescription | None, name: str) -> str:
+    """Says why the head can't be applied to regions of a map; nothing where it can, or for unknown taps."""
     try:
         head = _head(model)
     except ValueError as error:
         return str(error)
+    if tap is None:
+        return (
+            f"the head of {type(model).__name__} is not given the average of a map" if name == FINAL else ""
+        )
     if len(tap.shape) != 3:
         return f"{tap.path} gives no map"
     if tap.shape[0] != head.in_features:

@@ -80,17 +80,20 @@ class SP(MapTerm):
 
     def refusals(self, facts: RunFacts) -> list[str]:
         """Says in sentences which maps a model does not have, and what to type instead."""
-        sentences = super().refusals(facts)
-        for role, model, taps in (
-            ("student", facts.student, self.student_features),
-            ("teacher", facts.teacher, self.teacher_features),
-        ):
-            if model is not None and FINAL in taps and FINAL not in layout_of(model).names():
-                sentences.append(
-                    f"the head of the {role} ({type(model).__name__}) averages no map, so there is no "
-                    f"{FINAL}: name its last one, as in stages=[4] teacher_stages=[{FINAL}]"
-                )
-        return sentences
+        lacking = {
+            role: model
+            for role, model, taps in (
+                ("student", facts.student, self.student_features),
+                ("teacher", facts.teacher, self.teacher_features),
+            )
+            if model is not None and FINAL in taps and FINAL not in layout_of(model).names()
+        }
+        stages, teacher_stages = ("4" if role in lacking else FINAL for role in ("student", "teacher"))
+        return super().refusals(facts) + [
+            f"the head of the {role} ({type(model).__name__}) is not given the average of a map, so there is "
+            f"no {FINAL}: name its last one, as in stages=[{stages}] teacher_stages=[{teacher_stages}]"
+            for role, model in lacking.items()
+        ]
 
     def forward(self, inputs: TermInputs) -> Tensor:
         """Returns the unweighted scalar loss of this batch."""

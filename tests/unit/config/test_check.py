@@ -350,6 +350,22 @@ def test_taps_are_looked_up_in_the_models(
     ]
 
 
+@pytest.mark.parametrize(
+    ("distiller", "plugin", "where", "expected", "fix"),
+    [
+        ("vanilla", "lskd", "plugin", "vanilla has no such term", "distiller=kd, or plugin=none"),
+        ("fitnet", "sdd", "plugin", "fitnet has no such term", "distiller=kd, or plugin=none"),
+        ("mlkd", "sdd", "plugin.plugins.sdd", "means over single samples", "plugin=lskd"),
+    ],
+)
+def test_a_plug_in_needs_a_term_that_it_can_change(
+    tiny: Callable[..., dict[str, Any]], distiller: str, plugin: str, where: str, expected: str, fix: str
+) -> None:
+    (fault,) = check(tiny(f"distiller={distiller}", f"plugin={plugin}"))
+    assert (fault.where, fault.fix) == (where, fix)
+    assert expected in fault.what
+
+
 def test_the_framework_sets_its_own_arguments(faults: Faults) -> None:
     assert "set by the framework" in faults({"recipe.optimizer.lr": 0.1})["recipe.optimizer.lr"]
     assert "set by the framework" in faults({"student.num_classes": 5})["student.num_classes"]

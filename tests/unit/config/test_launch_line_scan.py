@@ -117,6 +117,20 @@ def test_keys_are_looked_up_in_the_chosen_group() -> None:
     assert set(faults) == {"distiller.terms.kd.temperature", "recipe.epoch"}
 
 
+def test_an_argument_that_the_config_leaves_out_is_added(tmp_path: Path) -> None:
+    (tmp_path / "distiller").mkdir()
+    (tmp_path / "distiller" / "mine.yaml").write_text(
+        "name: mine\nterms: {mine: {_target_: gda.distillers.kd.KD, weight: 1.0}}\n"
+    )
+    chosen = ("distiller=mine", "distiller.terms.mine.temperature=2", "distiller.terms.mine.temprature=2")
+    faults = {fault.where: fault for fault in scan(chosen, [CONF, tmp_path])}
+    assert set(faults) == {key.partition("=")[0] for key in chosen[1:]}
+    left_out = faults["distiller.terms.mine.temperature"]
+    assert left_out.fix == "+distiller.terms.mine.temperature=2"
+    assert "KD takes 'temperature'" in left_out.what
+    assert "has no 'temprature'" in faults["distiller.terms.mine.temprature"].what
+
+
 def test_choices_of_an_own_config_folder_are_known(tmp_path: Path) -> None:
     (tmp_path / "distiller").mkdir()
     (tmp_path / "distiller" / "mine.yaml").write_text(

@@ -250,7 +250,7 @@ def test_a_missing_stage_is_refused_with_the_stages_that_there_are(make: Callabl
     sentences = make((1, 2)).refusals(facts)
     assert len(sentences) == 1
     assert sentences[0].startswith("the student (CifarMobileNetV2) has no stage1")
-    assert "stages=[2, 3]" in sentences[0]
+    assert "stages=[2,3]" in sentences[0]
     assert make((2, 3)).refusals(facts) == []
     # Module paths are looked up with all other taps.
     assert not any(tap == "layer1" for tap in term.numbered)

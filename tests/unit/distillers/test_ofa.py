@@ -360,9 +360,7 @@ def test_its_state_travels_in_the_checkpoint() -> None:
 
 def test_a_missing_stage_is_refused_with_the_stages_that_there_are() -> None:
     (sentence,) = OFA().refusals(facts_of(OFA(), zoo("mobilenetv2"), zoo("resnet8")))
-    assert sentence.startswith(
-        "the student (CifarMobileNetV2) has no stage1; it has those of stages=[2, 3, 4]"
-    )
+    assert sentence.startswith("the student (CifarMobileNetV2) has no stage1; it has those of stages=[2,3,4]")
     plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
     (sentence,) = OFA().refusals(facts_of(OFA(), plain, zoo("resnet8")))
     assert "it names none; module paths do as well" in sentence

@@ -240,8 +240,7 @@ def test_a_missing_stage_is_refused_with_the_stages_that_there_are() -> None:
     sentences = refusals(create_model("resnet8", num_classes=10), create_model("mobilenetv2", num_classes=10))
     (sentence,) = sentences
     assert (
-        "the teacher (CifarMobileNetV2) has no stage1:pre; both models have those of stages=[2, 3]"
-        in sentence
+        "the teacher (CifarMobileNetV2) has no stage1:pre; both models have those of stages=[2,3]" in sentence
     )
 
 

@@ -258,9 +258,14 @@ def test_sdd_refuses_models_without_a_linear_head_on_a_map(pair: dict[str, nn.Mo
 
 def test_sdd_notices_what_lies_between_map_and_head(pair: dict[str, nn.Module]) -> None:
     normed = create_model("timm/convnext_atto", 5)
-    described = describe(normed, ["final"], 64)
+    pooled_map = "head.global_pool:input"
+    described = describe(normed, [pooled_map], 64)
     facts = RunFacts(
         5, 10, None, described, describe(pair["teacher"], ["final"], 32), normed, pair["teacher"]
     )
+    (refusal,) = ScaleDecoupling().refusals(facts)
+    assert "the head of ConvNeXt is not given the average of a map; plugin=lskd" in refusal
+    forced = ScaleDecoupling(student_map=pooled_map)
+    assert forced.refusals(facts) == []
     with pytest.raises(UserError, match="something lies between"):
-        ScaleDecoupling().setup(facts)
+        forced.setup(facts)

@@ -353,7 +353,7 @@ def test_a_missing_stage_is_refused_with_the_stages_that_there_are() -> None:
     term = ReviewKD()
     (sentence,) = term.refusals(facts_of(term, zoo("mobilenetv2"), zoo("resnet8")))
     assert "the student (CifarMobileNetV2) has no stage1" in sentence
-    assert "stages=[2, 3]" in sentence
+    assert "stages=[2,3]" in sentence
 
 
 def test_a_level_without_a_deeper_one_has_no_attention() -> None:

@@ -162,7 +162,7 @@ def test_a_model_without_the_stage_is_refused_with_what_to_type() -> None:
     facts = RunFacts(10, 100, student=create_model("resnet8", 10), teacher=create_model("vgg8", 10))
     (sentence,) = SP(stages=[4]).refusals(facts)
     assert "stage4" in sentence
-    assert "stages=[1, 2, 3]" in sentence
+    assert "stages=[1,2,3]" in sentence
     assert SP().refusals(facts) == []
     assert SP(stages=[3], teacher_stages=[4]).refusals(facts) == []
 
@@ -174,3 +174,6 @@ def test_a_model_whose_head_averages_no_map_is_refused_with_what_to_type() -> No
     assert "student (Sequential)" in sentence
     assert "stages=[4] teacher_stages=[final]" in sentence
     assert SP(stages=["1"], teacher_stages=["final"]).refusals(facts) == []
+    (sentence,) = SP().refusals(RunFacts(10, 100, student=create_model("vgg8", 10), teacher=transformer))
+    assert "teacher (Sequential)" in sentence
+    assert "stages=[final] teacher_stages=[4]" in sentence
