@@ -2,51 +2,34 @@
 
 import errno
 import logging
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import nn
 
+from gda.build import build_trainer
+from gda.config.baselines import teacher_run
 from gda.config.check import check, fetch_weights, resolved
 from gda.config.faults import ConfigFaults
-from gda.config.identity import (
-    Identity,
-    active_terms,
-    architecture,
-    optimizer_node,
-    plugin_nodes,
-    teacher_run,
-    uses_teacher,
-    weight_of,
-)
+from gda.config.identity import Identity
 from gda.config.inputs import facts_of, identify_run, run_path, weights_identity
-from gda.config.schema import Recipe, Tracking, TrainerSettings
+from gda.config.loss_nodes import uses_teacher
+from gda.config.schema import Tracking
 from gda.config.weights import AUTO, weights_at_hand, weights_file
-from gda.distillers.distiller import Distiller
 from gda.errors import RunInterrupted, UserError
 from gda.interchange.model_input import ModelInput
-from gda.models.weights.checkpoints import load_checkpoint
 from gda.report.single import write_run_report
-from gda.seeding import seeded
-from gda.tasks.task import Task
 from gda.tracking.console import set_up_logging
 from gda.tracking.mlflow_mirror import MLflowMirror
 from gda.tracking.mlflow_store import default_uri
 from gda.tracking.provenance import collect_provenance
 from gda.tracking.run_folder import Row, RunFolder
 from gda.training.checkpoint import LAST
-from gda.training.parameter_groups import parameter_groups
-from gda.training.trainer import Trainer
+from gda.training.interruption import interruptible
 
 logger = logging.getLogger("gda")
 
@@ -164,12 +147,12 @@ def _teacher_weights(config: Config) -> Path | None:
 def _train(config: Config, identity: Identity, folder: RunFolder, weights: Path | None, title: str) -> None:
     started = time.perf_counter()
     _require_same_teacher(config, folder)
-    with _interruptible(), folder.logged():
+    with interruptible(), folder.logged():
         mirror = None
         try:
             folder.begin(config, _description(config, identity, weights), config["recipe"]["epochs"])
             mirror = _mirror(config, folder)
-            folder.finish(_trainer(config, folder, weights, title, mirror).fit())
+            folder.finish(build_trainer(config, folder, weights, title, mirror).fit())
         except KeyboardInterrupt:
             folder.interrupt()
             raise RunInterrupted(
@@ -216,107 +199,6 @@ def _mirror(config: Config, folder: RunFolder) -> MLflowMirror | None:
     return MLflowMirror(folder.path, uri, tracking.experiment).start()
 
 
-def _trainer(
-    config: Config, folder: RunFolder, weights: Path | None, title: str, mirror: MLflowMirror | None
-) -> Trainer:
-    settings = TrainerSettings(**config["trainer"])
-    recipe = Recipe(**config["recipe"])
-    seed = config["seed"]
-    device = _prepare_device(settings)
-    dataset = instantiate(config["dataset"], _convert_="all").load()
-    classes = len(dataset.classes)
-    with seeded(seed, "student"):
-        student = _on(device, instantiate(config["student"], num_classes=classes, _convert_="all"), settings)
-    teacher = _teacher(config, classes, weights, device, settings)
-    distiller = _distiller(config).to(device)
-    task_node = {key: value for key, value in config["task"].items() if key != "name"}
-    # Deferred, then called: Hydra would turn dataclasses among the arguments into plain dicts.
-    task: Task[Any] = instantiate(task_node, _partial_=True)(
-        student=student,
-        teacher=teacher,
-        distiller=distiller,
-        dataset=dataset,
-        recipe=recipe,
-        train_transforms=instantiate(recipe.train_transforms, _convert_="all"),
-        test_transforms=instantiate(recipe.test_transforms, _convert_="all"),
-        seed=seed,
-        device=device,
-        channels_last=settings.channels_last,
-        view_transforms=instantiate(recipe.view_transforms, _convert_="all"),
-    )
-    rate = recipe.learning_rate(config["student"]["name"])
-    groups = parameter_groups(task.modules.values(), recipe.decay_norm_and_bias)
-    optimizer = instantiate(optimizer_node(config), _convert_="all")(groups, lr=rate)
-    schedule = instantiate(recipe.schedule, lr=rate, epochs=recipe.epochs, _convert_="all")
-    return Trainer(
-        task,
-        recipe,
-        settings,
-        optimizer,
-        schedule,
-        folder,
-        seed,
-        device,
-        title=title,
-        on_checkpoint=(lambda: None) if mirror is None else mirror.notify,
-    )
-
-
-def _teacher(
-    config: Config, classes: int, weights: Path | None, device: torch.device, settings: TrainerSettings
-) -> nn.Module | None:
-    node = config["teacher"]
-    if node["name"] is None:
-        return None
-    with seeded(node["seed"], "teacher"):
-        teacher = instantiate(architecture(node), num_classes=classes, _convert_="all")
-    if weights is not None:
-        load_checkpoint(teacher, weights, sha256=node["sha256"], weights=node["weights"])
-    return _on(device, teacher, settings)
-
-
-def _distiller(config: Config) -> Distiller:
-    terms = {}
-    # In order of names, and each term from a stream of its own: what one term draws or where it stands
-    # in a file changes no other.
-    for path, node in sorted(active_terms(config).items()):
-        term = {key: value for key, value in node.items() if key != "weight"}
-        name = path.rpartition(".")[2]
-        with seeded(config["seed"], "term", name):
-            terms[name] = (instantiate(term, _convert_="all"), weight_of(path, config))
-    plugins = {}
-    for path, node in plugin_nodes(config).items():
-        name = path.rpartition(".")[2]
-        with seeded(config["seed"], "plug-in", name):
-            plugins[name] = instantiate(node, _convert_="all")
-    ground_truth = {key: value for key, value in config["ground_truth"].items() if key != "name"}
-    return Distiller(
-        instantiate(ground_truth, _convert_="all"),
-        config["distiller"]["ground_truth_weight"],
-        terms,
-        plugins,
-    )
-
-
-def _on(device: torch.device, model: nn.Module, settings: TrainerSettings) -> nn.Module:
-    model = model.to(device)
-    if settings.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    if settings.compile:
-        model.compile()
-    return model
-
-
-def _prepare_device(settings: TrainerSettings) -> torch.device:
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    torch.use_deterministic_algorithms(settings.deterministic)
-    torch.backends.cudnn.benchmark = not settings.deterministic
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(settings.device)
-
-
 def _description(config: Config, identity: Identity, weights: Path | None) -> Row:
     known = ModelInput.from_config(config)
     return {
@@ -345,21 +227,3 @@ def _figures(result: Mapping[str, Any]) -> str:
     if result["best"] is not None:
         text += f" (best validation epoch {result['best']['epoch']}: {result['best']['test_top1']:.2f} %)"
     return text
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Makes SIGTERM end the run as Ctrl-C does: marked interrupted, resumable."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from gda.config.baselines import TEACHERS
 from gda.config.faults import Fault
-from gda.config.identity import TEACHERS, active_terms, optimizer_node, uses_teacher
+from gda.config.loss_nodes import active_terms, optimizer_node, uses_teacher
 from gda.config.signature import construct, locate
 from gda.data.source import DatasetFacts
 from gda.distillers.schedule import Weight

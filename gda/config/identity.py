@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from gda.config.baselines import WEIGHT_KEYS, plain_training, without_alignment
+from gda.config.loss_nodes import active_terms, is_aligned, uses_teacher, weighs
 from gda.config.schema import learning_rate
 from gda.config.signature import locate
 
@@ -37,7 +39,7 @@ _RESULT_NODES = (
 _NEUTRAL = {
     "dataset": ("root", "download", "max_memory_gib", "statistics"),
     # replaced by the identity of the weights
-    "teacher": ("checkpoint", "checkpoint_select", "weights", "sha256", "seed"),
+    "teacher": WEIGHT_KEYS,
     # label smoothing stands in ground_truth, where labels are used at all
     "recipe": (
         "evaluation_batch_size",
@@ -49,28 +51,6 @@ _NEUTRAL = {
     ),
     "trainer": ("device", "channels_last", "compile", "deterministic", "threads", "finite_check_every"),
 }
-
-TEACHERS = "teachers"
-"""The study of the runs that ``teacher.checkpoint=auto`` makes; no other run belongs there."""
-
-ALIGNMENT_TERMS = ("fisher_rao", "sinkhorn")
-"""The terms of the alignment node; no term of a distiller may have their names."""
-
-VANILLA: dict[str, Any] = {"name": "vanilla", "ground_truth_weight": 1.0, "terms": {}}
-"""The distiller node of plain training, as in ``conf/distiller/vanilla.yaml``."""
-
-NO_PLUGIN: dict[str, Any] = {"name": "none", "weight_factors": {}, "plugins": {}}
-"""The plug-in node of ``plugin=none``."""
-
-NO_TEACHER: dict[str, Any] = {
-    "name": None,
-    "checkpoint": None,
-    "checkpoint_select": "last",
-    "weights": "raw",
-    "sha256": None,
-    "seed": 0,
-}
-"""The teacher node of ``teacher=none``."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +83,7 @@ def identify(config: Mapping[str, Any], weights: str | None = None, data: str | 
     """
     label = label_of(config)
     group = _group(config, weights, data)
-    twin = _group(without_alignment(config), weights, data) if _is_aligned(config) else None
+    twin = _group(without_alignment(config), weights, data) if is_aligned(config) else None
     student = config["student"]["name"]
     teacher = config["teacher"]["name"]
     pair = f"{teacher}-{student}" if teacher and uses_teacher(config) else str(student)
@@ -125,99 +105,11 @@ def label_of(config: Mapping[str, Any]) -> str:
     label = str(config["distiller"]["name"])
     if config["plugin"]["plugins"]:
         label += f"+{config['plugin']['name']}"
-    if _is_aligned(config):
+    if is_aligned(config):
         label += f"+{config['alignment']['name']}"
     if config["ground_truth"]["name"] != "labels":
         label += " (label-free)"
     return label
-
-
-def uses_teacher(config: Mapping[str, Any]) -> bool:
-    """Says whether the loss reads the teacher; a teacher of plain training only measures fidelity."""
-    return bool(active_terms(config)) or config["ground_truth"]["name"] != "labels"
-
-
-def active_terms(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Returns the nodes of the terms that are computed, by dotted path: enabled, and of weight not 0."""
-    nodes = {f"distiller.terms.{name}": node for name, node in config["distiller"]["terms"].items()}
-    if config["alignment"]["enabled"]:
-        nodes |= {f"alignment.{name}": config["alignment"][name] for name in ALIGNMENT_TERMS}
-    return {path: node for path, node in nodes.items() if _weighs(node)}
-
-
-def plugin_nodes(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Returns the nodes of the plug-ins, by dotted path."""
-    return {f"plugin.plugins.{name}": node for name, node in config["plugin"]["plugins"].items()}
-
-
-def optimizer_node(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the node of the optimiser: the recipe's, or the method's own with the recipe's options."""
-    recipe, own = dict(config["recipe"]["optimizer"]), config["distiller"].get("optimizer")
-    return recipe if own is None else {**recipe, **own}
-
-
-def weight_of(path: str, config: Mapping[str, Any]) -> Any:
-    """Returns the weight of an active term as it counts: its own, times the factor of the plug-in."""
-    nodes = active_terms(config)
-    weight, name = nodes[path]["weight"], path.rpartition(".")[2]
-    factor = config["plugin"]["weight_factors"].get(name, 1.0)
-    if factor == 1.0 or not path.startswith("distiller."):
-        return weight
-    if isinstance(weight, Mapping):
-        return {**weight, "value": weight.get("value", 1.0) * factor}
-    return weight * factor
-
-
-def _is_aligned(config: Mapping[str, Any]) -> bool:
-    return any(path.startswith("alignment.") for path in active_terms(config))
-
-
-def _weighs(term: Mapping[str, Any]) -> bool:
-    weight = term.get("weight")
-    return bool((weight.get("value", 1.0) if isinstance(weight, Mapping) else weight) != 0)
-
-
-def without_alignment(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config with ``alignment=none``."""
-    changed = copy.deepcopy(dict(config))
-    changed["alignment"]["enabled"] = False
-    changed["alignment"]["name"] = "none"
-    return changed
-
-
-def plain_training(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config of plain training of the same student: no teacher, labels, no terms."""
-    changed = without_alignment(config)
-    changed["distiller"] = copy.deepcopy(VANILLA)
-    changed["plugin"] = copy.deepcopy(NO_PLUGIN)
-    changed["teacher"] = dict(NO_TEACHER)
-    if config["ground_truth"]["name"] != "labels":
-        changed["ground_truth"] = {
-            "_target_": "gda.distillers.ground_truth.Labels",
-            "name": "labels",
-            "label_smoothing": config["recipe"]["label_smoothing"],
-        }
-    return changed
-
-
-def teacher_run(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config of the run that ``teacher.checkpoint=auto`` names.
-
-    It trains the teacher's architecture plainly, with the same data and recipe, whatever the student
-    and the distiller; all who ask for it get the same run. A student's averaging is its own.
-    """
-    changed = plain_training(config)
-    changed["student"] = architecture(config["teacher"])
-    changed["seed"] = config["teacher"]["seed"]
-    changed["study"] = TEACHERS
-    changed["trainer"]["ema_decay"] = None
-    changed["tracking"]["experiment"] = TEACHERS
-    return changed
-
-
-def architecture(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a teacher node without the keys that say where its weights come from."""
-    return {key: value for key, value in node.items() if key not in _NEUTRAL["teacher"]}
 
 
 def _group(config: Mapping[str, Any], weights: str | None, data: str | None) -> str:
@@ -238,7 +130,7 @@ def _group(config: Mapping[str, Any], weights: str | None, data: str | None) -> 
             name: factor for name, factor in nodes["plugin"]["weight_factors"].items() if name in terms
         }
         nodes["plugin"] = {"weight_factors": factors, "plugins": list(nodes["plugin"]["plugins"].items())}
-    if not _is_aligned(config):
+    if not is_aligned(config):
         del nodes["alignment"]
     else:
         del nodes["alignment"]["name"]  # the weights say it all: sinkhorn is gda without Fisher-Rao
@@ -283,7 +175,7 @@ def _canonical(node: Any, left_out: Any, targets: Mapping[str, Any]) -> Any:
             key: _canonical(value, table.get(key) if isinstance(value, Mapping) else None, targets)
             for key, value in _plain_weight(node).items()
             if not (key in table and not isinstance(value, Mapping) and table[key] == value)
-            and not (isinstance(value, Mapping) and "weight" in value and not _weighs(value))
+            and not (isinstance(value, Mapping) and "weight" in value and not weighs(value))
         }
     if isinstance(node, list | tuple):
         return [_canonical(item, None, targets) for item in node]

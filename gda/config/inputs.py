@@ -5,7 +5,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gda.config.identity import Identity, identify, teacher_run, uses_teacher
+from gda.config.baselines import teacher_run
+from gda.config.identity import Identity, identify
+from gda.config.loss_nodes import uses_teacher
 from gda.config.signature import construct
 from gda.config.weights import weights_file
 from gda.models.weights.checkpoints import file_hash

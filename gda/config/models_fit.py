@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from gda.config.baselines import architecture
 from gda.config.faults import Fault
-from gda.config.identity import active_terms, architecture, plugin_nodes
+from gda.config.loss_nodes import active_terms, plugin_nodes
 from gda.config.signature import construct
 from gda.config.weights_fit import check_weights_fit
 from gda.distillers.plugin import Plugin

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gda.config.baselines import WEIGHT_KEYS
 from gda.config.faults import Fault
-from gda.config.identity import ALIGNMENT_TERMS
+from gda.config.loss_nodes import ALIGNMENT_TERMS
 from gda.config.schema import NESTED, Config, Weights
 from gda.config.signature import TargetError, check_call, check_value, locate
 from gda.distillers.schedule import Weight
@@ -23,7 +24,6 @@ _TASK_ARGUMENTS = (
     "channels_last",
     "view_transforms",
 )
-_WEIGHT_KEYS = ("checkpoint", "checkpoint_select", "weights", "sha256", "seed")
 
 
 def check_structure(config: Mapping[str, Any]) -> list[Fault]:
@@ -49,7 +49,7 @@ def check_structure(config: Mapping[str, Any]) -> list[Fault]:
             "teacher", {k: v for k, v in teacher.items() if k in Weights.__annotations__}, Weights
         )
         if teacher.get("name") is not None:
-            nodes.append(("teacher", teacher, ("num_classes",), _WEIGHT_KEYS))
+            nodes.append(("teacher", teacher, ("num_classes",), WEIGHT_KEYS))
     for path, plugin in _plugins(config):
         nodes.append((path, plugin, (), ()))
     optimizer = _at(config, "distiller.optimizer")

@@ -177,7 +177,7 @@ def test_the_digits_hold_out_validation_images(compose: Compose) -> None:
             },
         ),
         ("aug_conf", 1.0, {"aug_conf": {"weight": 1.0, "alpha_max": 0.5, "ramp": 0.3, "temperature": 1.0}}),
-        ("adapt_conf", 1.0, {"adapt_conf": {"weight": 1.0, "tau": 0.5, "temperature": 1.0}}),
+        ("adapt_conf", 1.0, {"adapt_conf": {"weight": 1.0, "tau": 0.5, "temperature": 1.0, "ramp": 0.0}}),
     ],
 )
 def test_distillers_have_their_own_published_defaults(

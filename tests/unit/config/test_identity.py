@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from gda.config import identity as identity_module
-from gda.config.identity import identify, label_of, teacher_run, without_alignment
+from gda.config.baselines import teacher_run, without_alignment
+from gda.config.identity import identify, label_of
 from gda.config.inputs import data_fingerprint, facts_of, identify_run, run_path, weights_identity
 from gda.config.signature import locate
 
