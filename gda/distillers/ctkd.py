@@ -10,7 +10,7 @@ so that the gradient of ``g`` is reversed: from no effect it goes over ``E`` epo
 as fast as the student lowers it.
 
 Source: Li, Li, Yang, Zhao, Song, Luo, Li, Yang, "Curriculum Temperature for Knowledge Distillation",
-AAAI 2023, arXiv:2211.16231, equations 6 to 8 (global temperature). Defaults from its code: ``T_start``
+AAAI 2023, arXiv:2211.16231 (its global temperature). Defaults from its code: ``T_start``
 1, ``T_range`` 20, ``g`` starts at 1, cosine from 0 to -1 over ``E = 10`` epochs. ``g`` is trained by the
 run's optimiser, weight decay included, as there.
 """

@@ -7,7 +7,7 @@ Formula, for a row ``z`` of logits over ``C`` classes, its mean ``m`` and unbias
     LSKD[L](s, t) = L(s', t'; T)                 (scalar; L as weighted by its method, times a factor)
 
 Source: Sun, Ren, Li, Wang, Cao, "Logit Standardization in Knowledge Distillation", CVPR 2024,
-arXiv:2403.01427, equations 14 and 15. Defaults from its code: ``T = 2``; KD's weight 9 instead of 0.9
+arXiv:2403.01427. Defaults from its code: ``T = 2``; KD's weight 9 instead of 0.9
 and DKD's alpha and beta times 9, which are the factors of ``conf/plugin/lskd.yaml``. Per pair it uses
 T 2 or 3 and KD weights from 9 to 18.
 """

@@ -8,7 +8,7 @@ Formula, for the final maps of both models, each pooled to ``m x m`` regions for
     w_ni   = 2 where the teacher is right about one of region n and the whole image, and wrong about the
              other (complementary terms), else 1 (consistent terms)
 
-Source: Wei, Luo, Luo, "Scale Decoupled Distillation", CVPR 2024, arXiv:2403.13512, equations 6 to 11.
+Source: Wei, Luo, Luo, "Scale Decoupled Distillation", CVPR 2024, arXiv:2403.13512.
 Defaults from its code: ``M = [1, 2, 4]``, weight 2. There the smaller scales are pooled from the 4x4
 regions, which is the same for maps whose sides are multiples of 4; here every scale is pooled from the
 map, so that scale 1 is the whole image for all sizes.

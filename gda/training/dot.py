@@ -7,11 +7,14 @@ For parameters ``w``, gradients ``g_task`` and ``g_kd`` of the two losses, momen
     v_kd   <- (m + D) * v_kd   + g_kd
     w      <- w - r * (v_task + v_kd)
 
+Two losses make two backward passes: a step costs about a quarter more than one of KD (ResNet32x4 ->
+ResNet8x4, measured on a CPU).
+
 Both sums start as their first gradient. A parameter that only one of the losses reaches (a projector)
 has momentum ``m`` for it, and the weight decay. With ``D = 0`` this is SGD with momentum on the sum of
 both losses.
 
-Source: Zhao, Cui, Song, Liang, "DOT: A Distillation-Oriented Trainer", ICCV 2023, equations 5 to 7;
+Source: Zhao, Cui, Song, Liang, "DOT: A Distillation-Oriented Trainer", ICCV 2023;
 ``D = 0.075`` for CIFAR-100 and 0.09 for ImageNet from mdistiller.
 """
 
