@@ -53,11 +53,12 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction) -> list[JobReturn]:
     set_up_logging()
     try:
         configs = _checked(cells)
-        if not configs[0]["check"]:
+        only_check = bool(configs) and configs[0]["check"]
+        if not only_check:
             _fetch_weights(cells, configs)
     except ConfigFaults as error:
         stop_at(error)
-    if configs[0]["check"]:
+    if only_check:
         logger.info("Nothing is wrong with the %d cells of this sweep.", len(cells))
         return [_finished(cell) for cell in cells]
     identities = [identify_run(config) for config in configs]

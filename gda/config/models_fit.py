@@ -155,27 +155,30 @@ def _missing_taps(
     path: str, part: Term | Plugin, config: Mapping[str, Any], models: Mapping[str, nn.Module]
 ) -> list[Fault]:
     """Looks up the modules that a term taps in the models that there are."""
-    faults = []
-    for role, taps in (("student", part.student_features), ("teacher", part.teacher_features)):
-        for tap in taps if role in models else ():
-            try:
-                tap_paths(models[role], [tap])
-            except UserError as error:
-                faults.append(Fault(path, f"{role} {config[role]['name']}: {error}"))
-    return faults
+    asked = (("student", part.student_features), ("teacher", part.teacher_features))
+    return [
+        Fault(path, f"{role} {config[role]['name']}: {problem}")
+        for role, taps in asked
+        if role in models
+        for tap in taps
+        if (problem := _tap_problem(models[role], tap)) is not None
+    ]
 
 
-def _existing(model: nn.Module, taps: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the taps that the model has."""
+def _tap_problem(model: nn.Module, tap: str) -> str | None:
+    """Says why a model can't be tapped there; null when it can."""
+    try:
+        tap_paths(model, [tap])
+    except UserError as error:
+        return str(error)
+    return None
 
-    def exists(tap: str) -> bool:
-        try:
-            tap_paths(model, [tap])
-        except UserError:
-            return False
-        return True
 
-    return tuple(tap for tap in taps if exists(tap))
+def _described_where_possible(
+    model: nn.Module, taps: tuple[str, ...], image_size: int
+) -> dict[str, TapDescription]:
+    existing = tuple(tap for tap in taps if _tap_problem(model, tap) is None)
+    return _described(model, existing, image_size)
 
 
 def _refusals(
@@ -190,12 +193,8 @@ def _refusals(
         facts = RunFacts(
             classes=classes,
             train_size=0,
-            student_features=_described(
-                models["student"], _existing(models["student"], part.student_features), image_size
-            ),
-            teacher_features=_described(
-                models["teacher"], _existing(models["teacher"], part.teacher_features), image_size
-            ),
+            student_features=_described_where_possible(models["student"], part.student_features, image_size),
+            teacher_features=_described_where_possible(models["teacher"], part.teacher_features, image_size),
             student=models["student"],
             teacher=models["teacher"],
         )

@@ -85,7 +85,9 @@ def _skeleton(name: str) -> Iterator[Shapes]:
         try:
             with torch.device("meta"):  # no memory, and nothing drawn from the random generator
                 model = create_model(name, classes)
-        except Exception:
+        except (
+            Exception
+        ):  # no model without a head, or a timm name that a foreign file made up: no suggestion
             continue
         yield {
             key: tuple(value.shape) for key, value in model.state_dict().items() if not key.endswith(OPTIONAL)
