@@ -5,31 +5,33 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from gda.build import build_trainer
-from gda.config.baselines import teacher_run
+from gda.build import InputFiles, build_run
+from gda.config.baselines import TEACHERS
 from gda.config.check import check, fetch_weights, resolved
 from gda.config.faults import ConfigFaults
 from gda.config.identity import Identity
-from gda.config.inputs import facts_of, identify_run, run_path, weights_identity
+from gda.config.inputs import identify_run, run_path, weights_identity
 from gda.config.loss_nodes import uses_teacher
 from gda.config.schema import Tracking
-from gda.config.weights import AUTO, weights_at_hand, weights_file
+from gda.config.stages import AUTO, needs_of, runs_before
+from gda.config.weights import roles, weights_at_hand, weights_file
+from gda.description import description_of, figure_of
 from gda.errors import RunInterrupted, UserError
-from gda.interchange.model_input import ModelInput
+from gda.report.publish import publish
 from gda.report.single import write_run_report
 from gda.tracking.console import set_up_logging
 from gda.tracking.mlflow_mirror import MLflowMirror
 from gda.tracking.mlflow_store import default_uri
-from gda.tracking.provenance import collect_provenance
 from gda.tracking.run_folder import Row, RunFolder
 from gda.training.checkpoint import LAST
 from gda.training.interruption import interruptible
+from gda.training.result import in_words
 
 logger = logging.getLogger("gda")
 
@@ -69,7 +71,9 @@ def run(config: DictConfig) -> None:
                 raise ConfigFaults(faults)
             logger.info("Nothing is wrong with this config: %s", _named(plain))
             return
-        finish(plain)
+        finished = finish(plain)
+        if plain["report"]:
+            publish(finished.folder.parent.parent)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(error.exit_code) from None
@@ -88,7 +92,7 @@ def finish(config: Config, is_input: bool = False) -> FinishedRun:
 
     Args:
         config: The resolved config.
-        is_input: Whether the run is another's teacher. Several runs may ask for it at once: one
+        is_input: Whether another run builds on it, as on a teacher. Several may ask for it at once: one
             makes it, the others wait.
 
     Raises:
@@ -98,18 +102,17 @@ def finish(config: Config, is_input: bool = False) -> FinishedRun:
     """
     require_runnable(config)
     identity = identify_run(config)
-    what = f"teacher {config['student']['name']}" if is_input else identity.label
-    title = f"{what} seed {config['seed']}"
+    title = _title(config, identity, is_input)
     folder = RunFolder(run_path(config, identity))
-    # A teacher is there to be loaded: without its weights it is made again.
+    # An input is there to be loaded: without its weights it is made again.
     usable = not is_input or (folder.path / LAST).exists()
     if folder.is_done() and usable:
         logger.log(logging.DEBUG if is_input else logging.INFO, "%s: finished before, %s", title, folder)
         return FinishedRun(folder.path, identity, folder.status()["result"], was_done=True)
-    weights = _teacher_weights(config)
+    files = _input_files(config)
     with folder.owned(wait=is_input, on_wait=logger.info):
         if not (folder.is_done() and usable):  # another process may have finished it while this one waited
-            _train(config, identity, folder, weights, title)
+            _work(config, identity, folder, files, title)
     return FinishedRun(folder.path, identity, folder.status()["result"], was_done=False)
 
 
@@ -129,30 +132,49 @@ def require_runnable(config: Config) -> None:
 def _named(config: Config) -> str:
     """Names a run that has been checked only."""
     if not weights_at_hand(config):
-        return f"the weights will be fetched from {config['teacher']['checkpoint']}, and checked then"
+        named = [str(config[role]["checkpoint"]) for role in roles(config)]
+        where = " and ".join(text for text in named if text not in ("None", AUTO))
+        return f"the weights will be fetched from {where}, and checked then"
     return f"{identify_run(config).name}, seed {config['seed']}"
 
 
-def _teacher_weights(config: Config) -> Path | None:
-    """Returns the file with the teacher's weights, after training the teacher if that is missing."""
-    teacher = config["teacher"]
-    if teacher["name"] is None or teacher["checkpoint"] is None:
-        return None
-    if teacher["checkpoint"] != AUTO:
-        return weights_file(config)
-    made = finish(teacher_run(config), is_input=True)
-    return made.folder / f"{teacher['checkpoint_select']}.pt"
+def _title(config: Config, identity: Identity, is_input: bool) -> str:
+    """Names a run for the display: what it does, where it is another's input or a test."""
+    shared = is_input and config["study"] == TEACHERS
+    what = f"{_STAGES.get(config['task']['name'], 'teacher')} {config['student']['name']}"
+    if not shared:
+        test = "" if needs_of(config).trains else "test of "
+        what = f"{test}{identity.label}"
+    return f"{what} seed {config['seed']}"
 
 
-def _train(config: Config, identity: Identity, folder: RunFolder, weights: Path | None, title: str) -> None:
+_STAGES = {"few_shot_classifier": "classifier", "meta_baseline": "meta-learner"}
+
+
+def _input_files(config: Config) -> InputFiles:
+    """Returns the files of the weights that a run reads, after making the runs that are missing."""
+    files: dict[str, Path | None] = {}
+    before = runs_before(config)
+    for role in roles(config):
+        if role in before:
+            made = finish(before[role], is_input=True)
+            files[role] = made.folder / f"{config[role]['checkpoint_select']}.pt"
+        else:
+            files[role] = weights_file(config, role)
+    return InputFiles(**files)
+
+
+def _work(config: Config, identity: Identity, folder: RunFolder, files: InputFiles, title: str) -> None:
+    """Trains or measures, in a folder that this process owns."""
     started = time.perf_counter()
     _require_same_teacher(config, folder)
     with interruptible(), folder.logged():
         mirror = None
         try:
-            folder.begin(config, _description(config, identity, weights), config["recipe"]["epochs"])
+            epochs = config["recipe"]["epochs"] if needs_of(config).trains else 1
+            folder.begin(config, description_of(config, identity, files), epochs)
             mirror = _mirror(config, folder)
-            folder.finish(build_trainer(config, folder, weights, title, mirror).fit())
+            folder.finish(build_run(config, folder, files, title, mirror).fit())
         except KeyboardInterrupt:
             folder.interrupt()
             raise RunInterrupted(
@@ -172,7 +194,8 @@ def _train(config: Config, identity: Identity, folder: RunFolder, weights: Path 
             if mirror is not None:
                 mirror.close()
     result = folder.status()["result"]
-    logger.info("%s: %s in %.1f s, %s", title, _figures(result), time.perf_counter() - started, folder)
+    spent = time.perf_counter() - started
+    logger.info("%s: %s in %.1f s, %s", title, _figures(config, result), spent, folder)
 
 
 def _require_same_teacher(config: Config, folder: RunFolder) -> None:
@@ -180,7 +203,7 @@ def _require_same_teacher(config: Config, folder: RunFolder) -> None:
 
     Plain training is one run whatever the teacher, which only measures it.
     """
-    if not (folder.path / LAST).exists() or uses_teacher(config):
+    if not (folder.path / LAST).exists() or uses_teacher(config) or not needs_of(config).trains:
         return
     before = folder.description().get("teacher_identity")
     if before != weights_identity(config, also_unused=True):
@@ -199,31 +222,10 @@ def _mirror(config: Config, folder: RunFolder) -> MLflowMirror | None:
     return MLflowMirror(folder.path, uri, tracking.experiment).start()
 
 
-def _description(config: Config, identity: Identity, weights: Path | None) -> Row:
-    known = ModelInput.from_config(config)
-    return {
-        "study": config["study"],
-        **facts_of(config, identity),
-        "selection": "validation" if config["dataset"]["validation"] else "none",
-        "teacher_weights": None if weights is None else str(weights),
-        "teacher_identity": weights_identity(config, also_unused=True),
-        "teacher_run": _teacher_facts(config),
-        "input": None if known is None else asdict(known),
-        **collect_provenance(),
-    }
-
-
-def _teacher_facts(config: Config) -> Row | None:
-    """Says which run the teacher's weights come from, where they come from one that is made here."""
-    teacher = config["teacher"]
-    if teacher["name"] is None or teacher["checkpoint"] != AUTO:
-        return None
-    identity = identify_run(teacher_run(config))
-    return {"group": identity.group, "seed": teacher["seed"], "select": teacher["checkpoint_select"]}
-
-
-def _figures(result: Mapping[str, Any]) -> str:
-    text = f"test top-1 {result['last']['test_top1']:.2f} %"
-    if result["best"] is not None:
-        text += f" (best validation epoch {result['best']['epoch']}: {result['best']['test_top1']:.2f} %)"
+def _figures(config: Config, result: Mapping[str, Any]) -> str:
+    figure = figure_of(config)
+    name = f"test_{figure.name}"
+    text = f"test {in_words(figure.name)} {result['last'][name]:.2f} %"
+    if result["best"] is not None and name in result["best"]:
+        text += f" (best validation epoch {result['best']['epoch']}: {result['best'][name]:.2f} %)"
     return text

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from gda.config.check import check, fetch_weights, resolved
 from gda.config.faults import ConfigFaults, Fault
@@ -18,6 +18,7 @@ from gda.config.identity import Identity
 from gda.config.inputs import facts_of, identify_run, run_path
 from gda.config.weights import weights_at_hand
 from gda.errors import RunInterrupted
+from gda.report.publish import publish
 from gda.tracking.atomic import write_json_atomic
 from gda.tracking.console import set_up_logging
 from gda.tracking.run_folder import RunFolder
@@ -67,12 +68,15 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction) -> list[JobReturn]:
     done = sum(RunFolder(path).is_done() for path in paths)
     logger.info("%d cells: %d finished before, %d to run", len(cells), done, len(cells) - done)
     names = _names(cells)
+    reported = [path for path, config in zip(paths, configs, strict=True) if config["report"]]
     started = time.perf_counter()
     failed = []
     for position, (cell, path) in enumerate(zip(cells, paths, strict=True), 1):
         if RunFolder(path).is_done():
             continue
         logger.info("[%d/%d] %s", position, len(cells), names[cell.number])
+        with open_dict(cell.config):
+            cell.config["report"] = False  # of the whole grid, once, at its end
         try:
             run(cell.config)
         except SystemExit as stop:
@@ -91,6 +95,8 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction) -> list[JobReturn]:
             logger.info("failed: %s (%s)", names[cell.number], reason)
         logger.info("The same command tries the failed cells again.")
         raise SystemExit(1)
+    for study in dict.fromkeys(path.parent.parent for path in reported):
+        publish(study)
     return [_finished(cell) for cell in cells]
 
 

@@ -1,4 +1,4 @@
-"""Configs derived from a config: without alignment, plain training, and the run that makes a teacher."""
+"""Configs derived from a config: without alignment, and plain training."""
 
 import copy
 from collections.abc import Mapping
@@ -47,21 +47,6 @@ def plain_training(config: Mapping[str, Any]) -> dict[str, Any]:
             "name": "labels",
             "label_smoothing": config["recipe"]["label_smoothing"],
         }
-    return changed
-
-
-def teacher_run(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config of the run that ``teacher.checkpoint=auto`` names.
-
-    It trains the teacher's architecture plainly, with the same data and recipe, whatever the student
-    and the distiller; all who ask for it get the same run. A student's averaging is its own.
-    """
-    changed = plain_training(config)
-    changed["student"] = architecture(config["teacher"])
-    changed["seed"] = config["teacher"]["seed"]
-    changed["study"] = TEACHERS
-    changed["trainer"]["ema_decay"] = None
-    changed["tracking"]["experiment"] = TEACHERS
     return changed
 
 

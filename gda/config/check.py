@@ -6,8 +6,10 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gda.config.episodes_fit import check_episodes
 from gda.config.faults import ConfigFaults, Fault
 from gda.config.fit import (
+    Facts,
     check_batches,
     check_dataset,
     check_device,
@@ -18,12 +20,15 @@ from gda.config.fit import (
     check_teacher_needed,
     check_tracking,
     image_size,
+    size_of_test_images,
 )
-from gda.config.models_fit import check_models
+from gda.config.models_fit import check_models, check_tested_model
 from gda.config.schema import Config
+from gda.config.stages import needs_of, runs_before
 from gda.config.structure import check_structure
-from gda.config.weights import weights_file
-from gda.config.weights_fit import check_teacher_weights
+from gda.config.weights import roles, weights_file
+from gda.config.weights_fit import check_encoder_weights, check_teacher_weights
+from gda.data.few_shot.listing import FewShotFacts
 from gda.errors import UserError
 
 
@@ -57,10 +62,31 @@ def check(config: Mapping[str, Any]) -> list[Fault]:
     broken = {fault.where.split(".")[0] for fault in faults}
     if any(name not in config for name in Config.__annotations__):
         return faults
+    if "task" in broken:
+        return faults  # what a config must have depends on its task
     facts = None
     if "dataset" not in broken:
         problems, facts = check_dataset(config)
         faults += problems
+    if isinstance(facts, FewShotFacts):
+        faults += check_episodes(config, facts)
+    faults += (_check_training if needs_of(config).trains else _check_test)(config, broken, facts)
+    if not {"encoder", "dataset"} & broken:
+        faults += check_encoder_weights(config)
+    if "trainer" not in broken:
+        faults += check_device(config["trainer"])
+    if "tracking" not in broken:
+        faults += check_tracking(config["tracking"])
+    if not {"study", "runs", "tracking"} & broken:
+        faults += check_place(config)
+    if "encoder" not in broken and "dataset" not in broken:
+        faults += _check_stages_before(config, faults)
+    return faults
+
+
+def _check_training(config: Mapping[str, Any], broken: set[str], facts: Facts | None) -> list[Fault]:
+    """Checks what a run that trains needs."""
+    faults = []
     if not {"recipe", "student"} & broken:
         faults += check_recipe(config)
         if facts is not None:
@@ -73,16 +99,52 @@ def check(config: Mapping[str, Any]) -> list[Fault]:
             faults += check_teacher_needed(config)
     if not {"teacher", "dataset"} & broken:
         faults += check_teacher_weights(config)
-    if not {"teacher", "student", "distiller", "plugin", "alignment"} & broken:
+    if not {"teacher", "student", "distiller", "plugin", "alignment", "encoder"} & broken:
         size = None if facts is None or "recipe" in broken else image_size(config["recipe"], facts)[1]
         faults += check_models(config, None if facts is None else facts.classes, size)
-    if "trainer" not in broken:
-        faults += check_device(config["trainer"])
-    if "tracking" not in broken:
-        faults += check_tracking(config["tracking"])
-    if not {"study", "runs", "tracking"} & broken:
-        faults += check_place(config)
     return faults
+
+
+def _check_test(config: Mapping[str, Any], broken: set[str], facts: Facts | None) -> list[Fault]:
+    """Checks what a run that only measures needs."""
+    if {"student", "encoder", "recipe"} & broken:
+        return []
+    faults, size = ([], None) if facts is None else size_of_test_images(config["recipe"], facts)
+    return faults + check_tested_model(config, None if facts is None else facts.classes, size)
+
+
+def _check_stages_before(config: Mapping[str, Any], known: Iterable[Fault]) -> list[Fault]:
+    """Checks the runs that this one builds on, and names their faults by where they stand here.
+
+    Plain training with the same recipe, as a classifier's teacher, has no faults of its own.
+    """
+    needs = needs_of(config)
+    if not needs.encoder or (config["encoder"]["recipe"] is None and needs.trains):
+        return []
+    said = {(fault.where, fault.what) for fault in known}
+    faults: dict[Fault, None] = {}
+    for role, before in runs_before(config).items():
+        moved = _places(config, before)
+        for fault in check(before):
+            first, dot, rest = fault.where.partition(".")
+            where = f"{moved.get(first, first)}{dot}{rest}"
+            if (where, fault.what) in said:
+                continue
+            said.add((where, fault.what))
+            fix = fault.fix.replace(fault.where, where)
+            who = "the run to be tested" if not needs.trains else f"the {role}, which is made first"
+            shown = fault.what if first in moved else f"{fault.what} [in {who}]"
+            faults[Fault(where, shown, fix)] = None
+    return list(faults)
+
+
+def _places(config: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, str]:
+    """Says where the nodes of a stage before stand in a config."""
+    if not needs_of(config).trains:
+        return {"task": "task.stage"}
+    if before["task"]["name"] != config["task"]["name"]:
+        return {"task": "encoder.task", "recipe": "encoder.recipe"}
+    return {}
 
 
 def fetch_weights(configs: Iterable[Mapping[str, Any]]) -> list[Fault]:
@@ -93,10 +155,11 @@ def fetch_weights(configs: Iterable[Mapping[str, Any]]) -> list[Fault]:
     """
     faults: dict[Fault, None] = {}
     for config in configs:
-        try:
-            weights_file(config)
-        except UserError as error:
-            faults[Fault("teacher.checkpoint", str(error))] = None
+        for role in roles(config):
+            try:
+                weights_file(config, role)
+            except UserError as error:
+                faults[Fault(f"{role}.checkpoint", str(error))] = None
     return list(faults)
 
 

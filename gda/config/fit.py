@@ -12,21 +12,38 @@ from gda.config.baselines import TEACHERS
 from gda.config.faults import Fault
 from gda.config.loss_nodes import active_terms, optimizer_node, uses_teacher
 from gda.config.signature import construct, locate
+from gda.config.stages import needs_of
+from gda.data.few_shot.listing import FewShotFacts
+from gda.data.few_shot.source import FewShotSource
 from gda.data.source import DatasetFacts
 from gda.distillers.schedule import Weight
 from gda.errors import UserError
 from gda.tracking.mlflow_store import absolute_uri
 
+Facts = DatasetFacts | FewShotFacts
 
-def check_dataset(config: Mapping[str, Any]) -> tuple[list[Fault], DatasetFacts | None]:
+
+def check_dataset(config: Mapping[str, Any]) -> tuple[list[Fault], Facts | None]:
     """Asks the data set what is missing, and for the sizes it will have; reads no image."""
     try:
         source = construct(config["dataset"])
+        if not issubclass(type(source), needs_of(config).source):
+            return [_wrong_kind(config, source)], None
         problems = source.problems()
         faults = [Fault("dataset", problem) for problem in problems]
         return faults, source.facts() if not problems else source.known_facts()
     except UserError as error:
         return [Fault("dataset", str(error))], None
+
+
+def _wrong_kind(config: Mapping[str, Any], source: object) -> Fault:
+    """Says that classification takes one kind of data set, and episodes another."""
+    name, task = config["dataset"]["name"], config["task"]["name"]
+    if isinstance(source, FewShotSource):
+        what = f"{name} has base classes and novel ones, for few-shot learning, and task={task} takes one set"
+        return Fault("dataset", what, "task=few_shot_classifier, or dataset=digits")
+    what = f"task={task} needs base classes and novel ones, and {name} has one set of classes"
+    return Fault("dataset", what, "dataset=digits_few_shot, or task=classification")
 
 
 def check_recipe(config: Mapping[str, Any]) -> list[Fault]:
@@ -67,7 +84,7 @@ def check_optimizer(config: Mapping[str, Any]) -> list[Fault]:
     return []
 
 
-def check_batches(recipe: Mapping[str, Any], facts: DatasetFacts) -> list[Fault]:
+def check_batches(recipe: Mapping[str, Any], facts: Facts) -> list[Fault]:
     """Checks batch size and image sizes against the data set."""
     batch, size = recipe["batch_size"], facts.train_size
     faults = []
@@ -80,12 +97,12 @@ def check_batches(recipe: Mapping[str, Any], facts: DatasetFacts) -> list[Fault]
     return faults + _check_image_sizes(recipe, facts)
 
 
-def _check_image_sizes(recipe: Mapping[str, Any], facts: DatasetFacts) -> list[Fault]:
+def _check_image_sizes(recipe: Mapping[str, Any], facts: Facts) -> list[Fault]:
     """Follows the image size through the transforms: all images must come out alike."""
     return image_size(recipe, facts)[0]
 
 
-def image_size(recipe: Mapping[str, Any], facts: DatasetFacts) -> tuple[list[Fault], int | None]:
+def image_size(recipe: Mapping[str, Any], facts: Facts) -> tuple[list[Fault], int | None]:
     """Follows the image size through the transforms.
 
     Args:
@@ -97,7 +114,8 @@ def image_size(recipe: Mapping[str, Any], facts: DatasetFacts) -> tuple[list[Fau
     """
     faults, train = _size_after("recipe.train_transforms", recipe["train_transforms"], facts.image_size)
     known = not faults
-    others = [("recipe.test_transforms", "test images", recipe["test_transforms"], facts.image_size)]
+    tested = facts.evaluation_image_size
+    others = [("recipe.test_transforms", "test images", recipe["test_transforms"], tested)]
     for view, nodes in recipe.get("view_transforms", {}).items():  # they follow the train transforms
         others.append((f"recipe.view_transforms.{view}", f"the view {view}", nodes, train))
     for path, kind, nodes, before in others:
@@ -106,6 +124,14 @@ def image_size(recipe: Mapping[str, Any], facts: DatasetFacts) -> tuple[list[Fau
             found = [Fault(path, f"training images come out {train} pixels wide and {kind} {size}")]
         faults += found
     return faults, None if faults else train
+
+
+def size_of_test_images(recipe: Mapping[str, Any], facts: Facts) -> tuple[list[Fault], int | None]:
+    """Follows the size of test images alone, as :func:`image_size` does that of all."""
+    faults, size = _size_after(
+        "recipe.test_transforms", recipe["test_transforms"], facts.evaluation_image_size
+    )
+    return faults, None if faults else size
 
 
 def _size_after(path: str, nodes: Mapping[str, Any], size: int) -> tuple[list[Fault], int]:

@@ -20,6 +20,7 @@ from gda.config.baselines import WEIGHT_KEYS, plain_training, without_alignment
 from gda.config.loss_nodes import active_terms, is_aligned, uses_teacher, weighs
 from gda.config.schema import learning_rate
 from gda.config.signature import locate
+from gda.config.stages import needs_of
 
 VERSION = 1
 
@@ -37,7 +38,7 @@ _RESULT_NODES = (
 )
 # What these nodes hold beside the things that change a result.
 _NEUTRAL = {
-    "dataset": ("root", "download", "max_memory_gib", "statistics"),
+    "dataset": ("root", "download", "max_memory_gib", "statistics", "cache"),
     # replaced by the identity of the weights
     "teacher": WEIGHT_KEYS,
     # label smoothing stands in ground_truth, where labels are used at all
@@ -62,17 +63,22 @@ class Identity:
         label: Short name of the method, e.g. ``kd+gda``.
         name: Readable folder name that ends in the group.
         twin_group: Group of the same config with ``alignment=none``; null for such a run itself.
-        vanilla_group: Group of plain training of the same student.
+        vanilla_group: Group of plain training of the same student; null for weights of unknown origin.
     """
 
     group: str
     label: str
     name: str
     twin_group: str | None
-    vanilla_group: str
+    vanilla_group: str | None
 
 
-def identify(config: Mapping[str, Any], weights: str | None = None, data: str | None = None) -> Identity:
+def identify(
+    config: Mapping[str, Any],
+    weights: str | None = None,
+    data: str | None = None,
+    encoder: str | None = None,
+) -> Identity:
     """Derives a run's identity from its resolved config.
 
     Args:
@@ -80,23 +86,52 @@ def identify(config: Mapping[str, Any], weights: str | None = None, data: str | 
         weights: Identity of the teacher's weights: the SHA-256 of a file or the group and seed of an
             ``auto`` run; null without a teacher.
         data: Fingerprint of data that the config does not determine, e.g. of an image folder.
+        encoder: Identity of the weights that the student starts with; null where it starts from none.
     """
     label = label_of(config)
-    group = _group(config, weights, data)
-    twin = _group(without_alignment(config), weights, data) if is_aligned(config) else None
+    group = _group(config, weights, data, encoder)
+    twin = _group(without_alignment(config), weights, data, encoder) if is_aligned(config) else None
     student = config["student"]["name"]
     teacher = config["teacher"]["name"]
     pair = f"{teacher}-{student}" if teacher and uses_teacher(config) else str(student)
-    readable = re.sub(
-        r"[^\w.+-]+", "_", f"{config['dataset']['name']}-{config['recipe']['name']}-{pair}-{label}"
-    )
-    readable = readable.rstrip("_")
+    readable = _readable(f"{config['dataset']['name']}-{config['recipe']['name']}-{pair}-{label}")
     return Identity(
         group=group,
         label=label,
         name=f"{readable}-{group}",
         twin_group=twin,
-        vanilla_group=_group(plain_training(config), None, data),
+        vanilla_group=_group(plain_training(config), None, data, encoder),
+    )
+
+
+def identify_test(config: Mapping[str, Any], tested: Mapping[str, Any], data: str | None = None) -> Identity:
+    """Derives the identity of a test from that of the tested run: equal tests of equal runs are equal.
+
+    Args:
+        config: The test's resolved config.
+        tested: What is known of the tested run: ``group``, ``label``, ``pair``, ``twin_group`` and
+            ``vanilla_group``; and ``state``, which of its states is tested.
+        data: As in :func:`identify`.
+    """
+
+    def group(of: str | None) -> str | None:
+        if of is None:
+            return None
+        nodes = _result_nodes(config)
+        nodes = {name: nodes[name] for name in ("dataset", "task")}
+        nodes["task"].pop("stage", None)  # it is part of the tested run
+        nodes["recipe"] = {"test_transforms": _result_nodes(config)["recipe"]["test_transforms"]}
+        return _hash(nodes, {"tested": of, "state": tested["state"]}, data)
+
+    own = group(tested["group"])
+    assert own is not None
+    name = f"{config['dataset']['name']}-test-{tested['recipe']}-{tested['pair']}-{tested['label']}"
+    return Identity(
+        group=own,
+        label=tested["label"],
+        name=f"{_readable(name)}-{own}",
+        twin_group=group(tested["twin_group"]),
+        vanilla_group=group(tested["vanilla_group"]),
     )
 
 
@@ -112,16 +147,20 @@ def label_of(config: Mapping[str, Any]) -> str:
     return label
 
 
-def _group(config: Mapping[str, Any], weights: str | None, data: str | None) -> str:
-    nodes = {name: copy.deepcopy(dict(config[name])) for name in _RESULT_NODES}
-    for name, keys in _NEUTRAL.items():
-        for key in keys:
-            nodes[name].pop(key, None)
+def _readable(text: str) -> str:
+    """Turns a name into part of a folder's name."""
+    return re.sub(r"[^\w.+-]+", "_", text.replace(" -> ", "-")).rstrip("_")
+
+
+def _group(config: Mapping[str, Any], weights: str | None, data: str | None, encoder: str | None) -> str:
+    nodes = _result_nodes(config)
     recipe = config["recipe"]
     nodes["recipe"]["lr"] = learning_rate(recipe["lr"], recipe["lr_by_model"], config["student"]["name"])
     if not uses_teacher(config):
         del nodes["teacher"]
         weights = None
+        for option in needs_of(config).teacher_options:
+            nodes["task"].pop(option, None)
     if not config["plugin"]["plugins"]:
         del nodes["plugin"]
     else:  # factors on weights that there are; plug-ins nest, so that their order counts
@@ -134,13 +173,27 @@ def _group(config: Mapping[str, Any], weights: str | None, data: str | None) -> 
         del nodes["alignment"]
     else:
         del nodes["alignment"]["name"]  # the weights say it all: sinkhorn is gda without Fisher-Rao
-    for transforms in ("train_transforms", "test_transforms"):  # applied in order, so the order counts
-        named = nodes["recipe"][transforms]
-        nodes["recipe"][transforms] = [[key, node] for key, node in named.items() if node is not None]
     nodes["recipe"].pop("view_transforms", None)
     views = _views(config)  # those that no term looks at change nothing
     if views:
         nodes["recipe"]["view_transforms"] = views
+    inputs = {"weights": weights} if encoder is None else {"weights": weights, "encoder": encoder}
+    return _hash(nodes, inputs, data)
+
+
+def _result_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the nodes that decide a result, without what changes none."""
+    nodes = {name: copy.deepcopy(dict(config[name])) for name in _RESULT_NODES}
+    for name, keys in _NEUTRAL.items():
+        for key in keys:
+            nodes[name].pop(key, None)
+    for transforms in ("train_transforms", "test_transforms"):  # applied in order, so the order counts
+        named = nodes["recipe"][transforms]
+        nodes["recipe"][transforms] = [[key, node] for key, node in named.items() if node is not None]
+    return nodes
+
+
+def _hash(nodes: Mapping[str, Any], inputs: Mapping[str, Any], data: str | None) -> str:
     table = _left_out()
     content: dict[str, Any] = {
         "version": VERSION,
@@ -148,7 +201,7 @@ def _group(config: Mapping[str, Any], weights: str | None, data: str | None) -> 
             name: _canonical(node, table["config"].get(name), table["targets"])
             for name, node in nodes.items()
         },
-        "weights": weights,
+        **inputs,
     }
     if data is not None:
         content["data"] = data

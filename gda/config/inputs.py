@@ -1,16 +1,17 @@
-"""What a run reads besides its config: the teacher's weights and the data, and where it is kept."""
+"""What a run reads besides its config: weights and data, and where it is kept."""
 
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gda.config.baselines import teacher_run
-from gda.config.identity import Identity, identify
+from gda.config.identity import Identity, identify, identify_test
 from gda.config.loss_nodes import uses_teacher
 from gda.config.signature import construct
+from gda.config.stages import AUTO, encoder_run, needs_of, teacher_run, tested_run
 from gda.config.weights import weights_file
 from gda.models.weights.checkpoints import file_hash
+from gda.tracking.run_folder import RunFolder
 
 
 def identify_run(config: Mapping[str, Any]) -> Identity:
@@ -19,7 +20,10 @@ def identify_run(config: Mapping[str, Any]) -> Identity:
     Args:
         config: The resolved config, free of faults.
     """
-    return identify(config, weights_identity(config), data_fingerprint(config))
+    data = data_fingerprint(config)
+    if not needs_of(config).trains:
+        return identify_test(config, tested_facts(config), data)
+    return identify(config, weights_identity(config), data, encoder_identity(config))
 
 
 def run_path(config: Mapping[str, Any], identity: Identity) -> Path:
@@ -29,20 +33,71 @@ def run_path(config: Mapping[str, Any], identity: Identity) -> Path:
 
 def facts_of(config: Mapping[str, Any], identity: Identity) -> dict[str, Any]:
     """Returns what a run is in plain words, for ``run.json`` and a sweep's plan."""
-    teacher, student = config["teacher"]["name"], config["student"]["name"]
-    guided = teacher if teacher and uses_teacher(config) else None
+    facts = _method_facts(config) if needs_of(config).trains else dict(tested_facts(config))
+    for key in ("state", "group", "twin_group", "vanilla_group", "label"):
+        facts.pop(key, None)
     return {
         "group": identity.group,
         "seed": config["seed"],
         "label": identity.label,
         "twin_group": identity.twin_group,
         "vanilla_group": identity.vanilla_group,
+        **facts,
+        "dataset": config["dataset"]["name"],
+        "task": config["task"]["name"],
+    }
+
+
+def tested_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what is known of the run that a test is about.
+
+    Args:
+        config: A test's resolved config, free of faults.
+
+    Returns:
+        ``group``, ``twin_group``, ``vanilla_group``, ``label``, what :func:`facts_of` says of the method,
+        and ``state``: which state of the run is tested.
+    """
+    encoder = config["encoder"]
+    state = f"{encoder['checkpoint_select']}:{encoder['weights']}"
+    if encoder["checkpoint"] == AUTO:
+        tested = tested_run(config)
+        identity = identify_run(tested)
+        return {**_of_run(facts_of(tested, identity)), "state": state}
+    folder = RunFolder(Path(encoder["checkpoint"]))
+    described = folder.description()
+    if described.get("group"):
+        return {**_of_run(described), "state": state}
+    path = weights_file(config, "encoder")
+    assert path is not None
+    facts = _of_run({"student": config["student"]["name"], "recipe": config["recipe"]["name"]})
+    return {
+        **facts,
+        "group": file_identity(path, encoder["weights"]),
+        "label": f"weights {path.stem}",
+        "pair": config["student"]["name"],
+        "state": state,
+    }
+
+
+_TESTED = (
+    "group", "twin_group", "vanilla_group", "label", "distiller", "alignment", "ground_truth", "recipe",
+    "teacher", "student", "pair",
+)  # fmt: skip
+
+
+def _of_run(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: facts.get(key) for key in _TESTED}
+
+
+def _method_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    teacher, student = config["teacher"]["name"], config["student"]["name"]
+    guided = teacher if teacher and uses_teacher(config) else None
+    return {
         "distiller": config["distiller"]["name"],
         "alignment": config["alignment"]["name"],
         "ground_truth": config["ground_truth"]["name"],
-        "dataset": config["dataset"]["name"],
         "recipe": config["recipe"]["name"],
-        "task": config["task"]["name"],
         "teacher": teacher,
         "student": student,
         "pair": f"{guided} -> {student}" if guided else student,
@@ -61,14 +116,37 @@ def weights_identity(config: Mapping[str, Any], also_unused: bool = False) -> st
     teacher = config["teacher"]
     if teacher["name"] is None or not (also_unused or uses_teacher(config)):
         return None
-    if teacher["checkpoint"] == "auto":
+    if teacher["checkpoint"] == AUTO:
         group = identify_run(teacher_run(config)).group
         return f"run:{group}:seed{teacher['seed']}:{teacher['checkpoint_select']}"
     if teacher["checkpoint"] is None:
         return "pretrained"
     path = weights_file(config)
     assert path is not None
-    which = "" if teacher["weights"] == "raw" else f":{teacher['weights']}"
+    return file_identity(path, teacher["weights"])
+
+
+def encoder_identity(config: Mapping[str, Any]) -> str | None:
+    """Identifies the weights that the student starts with; null where it starts from none.
+
+    Args:
+        config: The resolved config, free of faults.
+    """
+    encoder = config["encoder"]
+    if not needs_of(config).encoder:
+        return None
+    if encoder["checkpoint"] == AUTO:
+        group = identify_run(encoder_run(config)).group
+        seed = "own" if encoder["seed"] is None else encoder["seed"]
+        return f"run:{group}:seed{seed}:{encoder['checkpoint_select']}"
+    path = weights_file(config, "encoder")
+    assert path is not None
+    return file_identity(path, encoder["weights"])
+
+
+def file_identity(path: Path, weights: str) -> str:
+    """Identifies weights in a file by its hash, and by which of them are taken."""
+    which = "" if weights == "raw" else f":{weights}"
     return f"sha256:{_hash_of(path, path.stat().st_mtime_ns, path.stat().st_size)}{which}"
 
 

@@ -13,6 +13,7 @@ from gda.config.baselines import architecture
 from gda.config.faults import Fault
 from gda.config.loss_nodes import active_terms, plugin_nodes
 from gda.config.signature import construct
+from gda.config.stages import needs_of
 from gda.config.weights_fit import check_weights_fit
 from gda.distillers.plugin import Plugin
 from gda.distillers.term import RunFacts, Term
@@ -34,12 +35,13 @@ def check_models(config: Mapping[str, Any], classes: int | None, image_size: int
         image_size: Height and width of the images that reach the models; null when it is not known.
     """
     faults = []
+    needs = needs_of(config)
     models: dict[str, nn.Module] = {}
     for role in _ROLES:
         if config[role]["name"] is None:
             continue
         try:
-            models[role] = _skeleton(json.dumps(architecture(config[role]), sort_keys=True), classes or 10)
+            models[role] = _built(config[role], classes or 10 if needs.head else None)
             if image_size is not None:
                 _check_image_size(models[role], image_size)
         except UserError as error:
@@ -48,12 +50,38 @@ def check_models(config: Mapping[str, Any], classes: int | None, image_size: int
             faults.append(Fault(role, f"the model can't be built: {type(error).__name__}: {error}"))
     if "teacher" in models and classes is not None:
         faults += check_weights_fit(config, models["teacher"], classes)
+    if needs.encoder and "student" in models and classes is not None:
+        faults += check_weights_fit(config, models["student"], classes, "encoder")
     sized = None if any(fault.where.startswith(_ROLES) for fault in faults) else image_size
-    return faults + _check_parts(config, models, classes, sized)
+    way = config["task"].get("train_way") if needs.logits_only else None
+    return faults + _check_parts(config, models, way or classes, sized)
+
+
+def check_tested_model(config: Mapping[str, Any], classes: int | None, image_size: int | None) -> list[Fault]:
+    """Builds the student that is tested, and holds images and the weights that are named against it.
+
+    Args:
+        config: A test's resolved config.
+        classes: Base classes of the data set; null when it could not be asked.
+        image_size: Height and width of the test images; null when it is not known.
+    """
+    try:
+        encoder = _built(config["student"], None)
+        if image_size is not None:
+            _check_image_size(encoder, image_size)
+    except UserError as error:
+        return [Fault("student.name", str(error))]
+    except Exception as error:
+        return [Fault("student", f"the model can't be built: {type(error).__name__}: {error}")]
+    return [] if classes is None else check_weights_fit(config, encoder, classes, "encoder")
+
+
+def _built(node: Mapping[str, Any], classes: int | None) -> nn.Module:
+    return _skeleton(json.dumps(architecture(node), sort_keys=True), classes)
 
 
 @lru_cache(maxsize=32)  # the cells of a grid share few architectures
-def _skeleton(architecture_json: str, classes: int) -> nn.Module:
+def _skeleton(architecture_json: str, classes: int | None) -> nn.Module:
     """Builds a model for its names and shapes.
 
     Large models are built without memory or work, on the meta device; for the small ones of the zoo
@@ -100,12 +128,31 @@ def _check_parts(
             faults.append(Fault(f"{path}._target_", what))
             continue
         parts[path] = part
+        if needs_of(config).logits_only and not _compares_logits(part):
+            faults.append(_needs_more_than_logits(path, config))
+            continue
         refused = []
         if image_size is not None and len(models) == len(_ROLES):
             refused = _refusals(path, part, config, models, classes or 10, image_size)
         # A method that says what it needs says more than a list of modules does.
         faults += refused or _missing_taps(path, part, config, models)
     return faults + _check_plugins(config, parts) + _check_views(config, parts)
+
+
+def _compares_logits(part: Term | Plugin) -> bool:
+    """Says whether a term needs nothing but the logits of a batch."""
+    if part.student_features or part.teacher_features:
+        return False
+    return not (isinstance(part, Term) and (part.needs_views or part.needs_fixed_classes))
+
+
+def _needs_more_than_logits(path: str, config: Mapping[str, Any]) -> Fault:
+    task, method = config["task"]["name"], config["distiller"]["name"]
+    name = f"{method}'s {path.rpartition('.')[2]}" if path.startswith("distiller.") else path
+    what = (
+        f"task={task} distils the logits of episodes, whose classes change, and {name} needs more than that"
+    )
+    return Fault(path, what, "distiller=kd (or dkd, aug_conf, adapt_conf, dist, nkd, ttm, sinkd) plugin=none")
 
 
 def _check_plugins(config: Mapping[str, Any], parts: Mapping[str, Term | Plugin]) -> list[Fault]:

@@ -34,10 +34,11 @@ class Recipe:
         decay_norm_and_bias: Whether weight decay reaches 1-D parameters (norms and biases).
         gradient_clip: Largest allowed global gradient norm; null for none.
         schedule: A schedule of :mod:`gda.training.schedules`.
-        train_transforms: Named transforms of training images, applied in order.
+        train_transforms: Named transforms of training images, applied in order; null leaves one out.
         test_transforms: Named transforms of validation and test images.
         view_transforms: Further views of training images that a method may ask for, by name: named
             transforms, applied after ``train_transforms``.
+        last_epoch_without_augmentation: Whether the last epoch trains on images that are only resized.
     """
 
     name: str
@@ -54,9 +55,10 @@ class Recipe:
     decay_norm_and_bias: bool
     gradient_clip: Annotated[float, Positive] | None
     schedule: Node
-    train_transforms: Mapping[str, Node] = field(default_factory=dict)
-    test_transforms: Mapping[str, Node] = field(default_factory=dict)
-    view_transforms: Mapping[str, Mapping[str, Node]] = field(default_factory=dict)
+    train_transforms: Mapping[str, Node | None] = field(default_factory=dict)
+    test_transforms: Mapping[str, Node | None] = field(default_factory=dict)
+    view_transforms: Mapping[str, Mapping[str, Node | None]] = field(default_factory=dict)
+    last_epoch_without_augmentation: bool = False
 
     def learning_rate(self, student: str) -> float:
         """Returns the peak learning rate for a student."""
@@ -109,6 +111,32 @@ class Weights:
     weights: Literal["raw", "ema"]
     sha256: str | None
     seed: Annotated[int, NonNegative]
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Where the weights come from that a student starts with, or that are tested.
+
+    Attributes:
+        name: The choice's name.
+        checkpoint: As of a teacher. ``auto`` names the stage before: a classifier of the student's own
+            architecture for a meta-learner, and the run itself for its test.
+        checkpoint_select: Which state of a run is taken.
+        weights: Whether the trained weights are taken or their moving average, where a file holds both.
+        sha256: What the file's SHA-256 must be; null takes any.
+        seed: Seed of the ``auto`` classifier; null takes the run's own.
+        recipe: How the ``auto`` classifier is trained; null where there is no stage before.
+        task: Its task; null where there is no stage before.
+    """
+
+    name: str
+    checkpoint: str | None
+    checkpoint_select: Literal["last", "best"]
+    weights: Literal["raw", "ema"]
+    sha256: str | None
+    seed: Annotated[int, NonNegative] | None
+    recipe: Mapping[str, Any] | None
+    task: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -189,6 +217,7 @@ class Config:
         dataset: The data set, a ``_target_`` of :mod:`gda.data`.
         teacher: Architecture and weights of the teacher.
         student: Architecture of the student.
+        encoder: The weights that the student starts with.
         distiller: The base method.
         plugin: What changes the logits that it sees.
         alignment: The GDA terms.
@@ -198,15 +227,18 @@ class Config:
         trainer: How the loop runs.
         tracking: Where runs are mirrored to.
         cluster: Where the work runs.
+        report: Whether the study's report is printed and written when the run is finished.
     """
 
     study: str
     seed: Annotated[int, NonNegative]
     check: bool
+    report: bool
     runs: str
     dataset: Node
     teacher: Node
     student: Node
+    encoder: Node
     distiller: Node
     plugin: Node
     alignment: Node
@@ -230,6 +262,7 @@ def learning_rate(lr: float | None, by_model: Mapping[str, float], student: str)
 NESTED = {
     "recipe": Recipe,
     "trainer": TrainerSettings,
+    "encoder": EncoderSettings,
     "distiller": DistillerSettings,
     "plugin": PluginSettings,
     "alignment": AlignmentSettings,

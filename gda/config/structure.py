@@ -23,6 +23,9 @@ _TASK_ARGUMENTS = (
     "device",
     "channels_last",
     "view_transforms",
+    "prefix",
+    "teacher_temperature",
+    "has_head",
 )
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gda.config.stages import AUTO, needs_of
 from gda.errors import UserError
 from gda.models.weights.download import cache_folder, cached_file, fetch, is_url
 from gda.tracking.near_runs import near_runs
 
-AUTO = "auto"
 MLFLOW = "mlflow:"
 
 
@@ -192,7 +192,7 @@ def weights_source(config: Mapping[str, Any], role: str = "teacher") -> WeightsS
     """
     node = config[role]
     text = node["checkpoint"]
-    if node.get("name") is None or text is None or text == AUTO:
+    if role not in roles(config) or text is None or text == AUTO:
         return None
     text = os.path.expanduser(text) if text.startswith("~") else text  # noqa: PTH111 - text, not yet a path
     kind = next(source for source in _SOURCES if source.names(text))
@@ -205,20 +205,31 @@ def weights_source(config: Mapping[str, Any], role: str = "teacher") -> WeightsS
     )
 
 
-def weights_file(config: Mapping[str, Any]) -> Path | None:
-    """Returns the file of the teacher's weights, after fetching it if need be.
+def roles(config: Mapping[str, Any]) -> list[str]:
+    """Returns the nodes that name weights which a run reads: ``teacher``, ``encoder``, both or none."""
+    needs = needs_of(config)
+    teacher = needs.trains and config["teacher"].get("name") is not None
+    return ["teacher"] * teacher + ["encoder"] * needs.encoder
+
+
+def weights_file(config: Mapping[str, Any], role: str = "teacher") -> Path | None:
+    """Returns the file of weights that a node names, after fetching it if need be.
+
+    Args:
+        config: The resolved config.
+        role: The node.
 
     Raises:
         UserError: It can't be had.
     """
-    source = weights_source(config)
+    source = weights_source(config, role)
     return None if source is None else source.fetched()
 
 
 def weights_at_hand(config: Mapping[str, Any]) -> bool:
-    """Says whether the teacher's weights can be read without fetching anything."""
-    source = weights_source(config)
-    return source is None or source.at_hand() is not None
+    """Says whether all weights that a run reads can be read without fetching anything."""
+    sources = [weights_source(config, role) for role in roles(config)]
+    return all(source is None or source.at_hand() is not None for source in sources)
 
 
 def _mlflow_cache() -> Path:

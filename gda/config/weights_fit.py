@@ -1,16 +1,19 @@
-"""Checks that a teacher has weights, and that they are its own."""
+"""Checks that a teacher and an encoder have weights, and that they are their own."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from gda.config.faults import Fault
-from gda.config.weights import AUTO, WeightsSource, weights_source
+from gda.config.stages import AUTO, needs_of
+from gda.config.weights import WeightsSource, weights_source
 from gda.errors import UserError
 from gda.models.weights.checkpoints import class_counts, misfit, not_finite, read_checkpoint, weights_of
 from gda.models.weights.download import cache_folder
 from gda.models.weights.file_hash import require_hash, verified_hash
+from gda.tracking.run_folder import RunFolder
 
 
 def check_teacher_weights(config: Mapping[str, Any]) -> list[Fault]:
@@ -37,58 +40,112 @@ def check_teacher_weights(config: Mapping[str, Any]) -> list[Fault]:
         fix = "teacher.checkpoint_select=last or dataset.validation=0.1"
         return [Fault("teacher.checkpoint_select", what, fix)]
     source = weights_source(config)
-    return [] if source is None else _source_faults(source)
+    return [] if source is None else _source_faults(source, "teacher")
 
 
-def _source_faults(source: WeightsSource) -> list[Fault]:
+def check_encoder_weights(config: Mapping[str, Any]) -> list[Fault]:
+    """Checks that there is an encoder to start from, or to test, where the task needs one."""
+    encoder, needs, task = config["encoder"], needs_of(config), config["task"]["name"]
+    if not needs.encoder:
+        if encoder["checkpoint"] is None:
+            return []
+        what = f"task={task} starts from fresh weights, not from an encoder's"
+        return [Fault("encoder", what, "encoder=none")]
+    if encoder["checkpoint"] is None:
+        what = f"task={task} {'starts from' if needs.trains else 'tests'} an encoder that was trained before"
+        return [Fault("encoder.checkpoint", what, "encoder=classifier, or encoder.checkpoint=FILE")]
+    if encoder["checkpoint"] == AUTO:
+        return _auto_encoder_faults(config)
+    source = weights_source(config, "encoder")
+    faults = [] if source is None else _source_faults(source, "encoder")
+    return faults or ([] if needs.trains else _tested_folder_faults(config))
+
+
+def _auto_encoder_faults(config: Mapping[str, Any]) -> list[Fault]:
+    encoder = config["encoder"]
+    faults = []
+    if needs_of(config).trains and (encoder["recipe"] is None or encoder["task"] is None):
+        what = "auto trains a classifier first, and this choice says nothing of how"
+        faults.append(Fault("encoder", what, "encoder=classifier"))
+    if encoder["weights"] == "ema" and (needs_of(config).trains or config["trainer"]["ema_decay"] is None):
+        what = "the run that auto names keeps no moving average"
+        faults.append(Fault("encoder.weights", what, "encoder.weights=raw"))
+    if encoder["sha256"] is not None:
+        what = "it is the hash of a file, and encoder.checkpoint names none"
+        faults.append(Fault("encoder.sha256", what, "encoder.sha256=null"))
+    return faults
+
+
+def _tested_folder_faults(config: Mapping[str, Any]) -> list[Fault]:
+    """A tested run folder must be finished; its test is of the same seed, so that both stay together."""
+    folder = RunFolder(Path(config["encoder"]["checkpoint"]))
+    facts = folder.description()
+    if not facts.get("group"):
+        return []
+    if not folder.is_done():
+        state = folder.status().get("state", "not finished")
+        what = f"the run in {folder} is {state}, and only a finished one is tested"
+        return [Fault("encoder.checkpoint", f"{what}. The command that began it continues it")]
+    if facts.get("seed") != config["seed"]:
+        what = f"the run in {folder} has seed {facts.get('seed')}, and its test belongs beside it"
+        return [Fault("seed", what, f"seed={facts.get('seed')}")]
+    return []
+
+
+def _source_faults(source: WeightsSource, role: str) -> list[Fault]:
     """Checks how weights are named, before any is fetched or read."""
     problem = source.problem()
     if problem is not None:
-        return [Fault("teacher.checkpoint", problem, "teacher.checkpoint=auto trains this teacher")]
+        instead = "trains this teacher" if role == "teacher" else "makes it first"
+        return [Fault(f"{role}.checkpoint", problem, f"{role}.checkpoint=auto {instead}")]
     try:
         if source.sha256 is not None:
             require_hash(source.sha256)
     except UserError as error:
-        return [Fault("teacher.sha256", str(error))]
+        return [Fault(f"{role}.sha256", str(error))]
     return []
 
 
-def check_weights_fit(config: Mapping[str, Any], model: nn.Module, classes: int) -> list[Fault]:
-    """Checks the weights of the teacher that are at hand against its architecture.
+def check_weights_fit(
+    config: Mapping[str, Any], model: nn.Module, classes: int, role: str = "teacher"
+) -> list[Fault]:
+    """Checks weights that are at hand against the architecture that they are for.
 
     Args:
         config: The resolved config.
-        model: The teacher; its weights do not matter.
+        model: The model; its weights do not matter.
         classes: Classes of the data set.
+        role: The node that names the weights: ``teacher``, or ``encoder`` for those of the student.
     """
-    teacher = config["teacher"]
-    if teacher["checkpoint"] is None and teacher.get("pretrained"):
-        return _check_pretrained(teacher["name"], classes)
-    source = weights_source(config)
-    path = None if source is None or _source_faults(source) else source.at_hand()
+    node = config[role]
+    if node["checkpoint"] is None and node.get("pretrained"):
+        return _check_pretrained(node["name"], classes)
+    source = weights_source(config, role)
+    path = None if source is None or _source_faults(source, role) else source.at_hand()
     if source is None or path is None:
         return []
+    where = f"{role}.checkpoint"
     try:
         verified_hash(path, source.sha256, str(path))
         checkpoint = read_checkpoint(path)
     except UserError as error:
         fetched = path.is_relative_to(cache_folder())
-        return [Fault("teacher.checkpoint", str(error), f"fetch it again: rm {path}" if fetched else "")]
+        return [Fault(where, str(error), f"fetch it again: rm {path}" if fetched else "")]
     try:
-        state = weights_of(checkpoint, path, teacher["weights"])
+        state = weights_of(checkpoint, path, node["weights"])
     except UserError as error:
-        return [Fault("teacher.weights", str(error), "teacher.weights=raw")]
+        return [Fault(f"{role}.weights", str(error), f"{role}.weights=raw")]
     counts = class_counts(model, state)
     if counts is not None:
-        what = f"{path} was trained for {counts[0]} classes, and the data set has {classes}"
-        return [Fault("teacher.checkpoint", what, "teacher.checkpoint=auto, or a file for this data set")]
+        what = f"{path} was trained for {counts[0]} classes, and the data set has {counts[1]}"
+        return [Fault(where, what, f"{where}=auto, or a file for this data set")]
     problem = misfit(model, state, checkpoint.architecture)
     if problem is not None:
-        what = f"the weights in {path} do not fit {teacher['name']}: {problem}"
-        return [Fault("teacher.checkpoint", what)]
+        name = config["teacher" if role == "teacher" else "student"]["name"]
+        return [Fault(where, f"the weights in {path} do not fit {name}: {problem}")]
     broken = not_finite(model, state)
     if broken is not None:
-        return [Fault("teacher.checkpoint", f"the weights in {path} are not finite; {broken}")]
+        return [Fault(where, f"the weights in {path} are not finite; {broken}")]
     return []
 
 

@@ -50,7 +50,7 @@ class ImageDataset:
         classes: Class names; a target is a position in it.
         train: Images to train on, without the held-out ones.
         validation: The held-out share of the training images; ``None`` when nothing is held out.
-        test: The test images, never trained on and never selected on.
+        test: The test images, never trained on and never selected on; ``None`` where there are none.
         mean: Mean of each channel, for pixels in [0, 1].
         std: Standard deviation of each channel, for pixels in [0, 1].
     """
@@ -59,7 +59,7 @@ class ImageDataset:
     classes: tuple[str, ...]
     train: ImageSplit
     validation: ImageSplit | None
-    test: ImageSplit
+    test: ImageSplit | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 

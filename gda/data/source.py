@@ -27,6 +27,11 @@ class DatasetFacts:
     validation_size: int
     test_size: int
 
+    @property
+    def evaluation_image_size(self) -> int:
+        """Height and width of validation and test images: those of the training images."""
+        return self.image_size
+
 
 @dataclass(frozen=True)
 class Inventory:

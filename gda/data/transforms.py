@@ -7,7 +7,7 @@ that CPU and GPU see the same draws, and for every image of the batch.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -218,6 +218,24 @@ class CenterCrop(Transform):
         if input_size < self.size:
             raise UserError(f"CenterCrop can't cut {self.size} pixels out of images of {input_size} pixels")
         return self.size
+
+
+def without_augmentation(
+    transforms: Mapping[str, Transform | None], input_size: int
+) -> dict[str, Transform | None]:
+    """Returns transforms that only bring images to the size that others end with.
+
+    Args:
+        transforms: Named transforms, applied in order.
+        input_size: Height and width of the images that they get.
+
+    Raises:
+        UserError: A transform can't take the size that reaches it.
+    """
+    size = input_size
+    for transform in transforms.values():
+        size = size if transform is None else transform.output_size(size)
+    return {} if size == input_size else {"resize": Resize(size)}
 
 
 def _interval(name: str, bounds: Sequence[float], most: float) -> tuple[float, float]:

@@ -32,6 +32,17 @@ def _view_with_full_precision(view: View) -> View:
     return replace(view, student=_with_full_precision(view.student), teacher=teacher)
 
 
+def _by_episode(module: nn.Module, compute: Callable[[TermInputs], Tensor], inputs: TermInputs) -> Tensor:
+    """Computes a term that compares samples within each episode alone: their classes have nothing in common.
+
+    A mean over samples is the same mean either way, so that it takes the batch whole.
+    """
+    if inputs.episodes == 1 or not isinstance(module, Term) or module.sample_wise:
+        return compute(inputs)
+    values = torch.stack([compute(each) for each in inputs.by_episode()])
+    return values.sum() if module.sums_over_batch else values.mean()
+
+
 def apart(summands: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
     """Splits weighted summands into the supervised one and the sum of all others; ``None`` if there is none.
 
@@ -166,7 +177,8 @@ class Distiller(nn.Module):
         """Computes the loss of one batch, not summed up.
 
         Args:
-            inputs: As in :meth:`forward`.
+            inputs: As in :meth:`forward`. Where the batch consists of several episodes, a term that
+                compares samples with each other does so within each episode.
 
         Returns:
             The weighted summands, scalars with gradient, and their unweighted values, detached, both
@@ -186,7 +198,7 @@ class Distiller(nn.Module):
             if isinstance(module, Term) and module.takes_plugins:
                 for plugin in reversed(list(self.plugins.values())):
                     compute = partial(plugin, compute)
-            value = at_least_float32(compute(inputs))
+            value = at_least_float32(_by_episode(module, compute, inputs))
             values[name] = value.detach()
             summands[name] = weight.at(inputs.progress) * value
         return summands, values

@@ -92,6 +92,7 @@ class SinKD(Term):
         self.epsilon = epsilon
         self.iterations = iterations
         self.reduction: Literal["sum", "mean"] = reduction
+        self.sums_over_batch = reduction == "sum"
 
     def forward(self, inputs: TermInputs) -> Tensor:
         """Returns the unweighted scalar loss of this batch."""

@@ -248,6 +248,7 @@ class Sinkhorn(Term):
         self.epsilon = epsilon
         self.iterations = iterations
         self.reduction: Literal["sum", "mean"] = reduction
+        self.sums_over_batch = reduction == "sum"
         self.debias = debias
 
     def forward(self, inputs: TermInputs) -> Tensor:

@@ -1,7 +1,7 @@
 """What a distillation term is given and what it returns."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -72,6 +72,8 @@ class TermInputs:
         views: Further augmented views of the same images, by name; empty unless a term asks.
         temperature: Temperature that a plug-in sets, a number or a tensor with gradient; ``None`` leaves
             a term its own.
+        episodes: The batch consists of so many equal consecutive parts whose classes are others: class 0
+            of one episode is not class 0 of the next.
     """
 
     images: Tensor
@@ -83,6 +85,7 @@ class TermInputs:
     generator: torch.Generator
     views: Mapping[str, View] = field(default_factory=dict)
     temperature: float | Tensor | None = None
+    episodes: int = 1
 
     @property
     def teacher_logits(self) -> Tensor:
@@ -94,6 +97,55 @@ class TermInputs:
         if self.teacher is None:
             raise ValueError("this term needs a teacher, and the run has none")
         return self.teacher.logits
+
+    def by_episode(self) -> "list[TermInputs]":
+        """Returns the inputs of each episode on its own, in order.
+
+        Raises:
+            ValueError: The batch does not consist of so many equal parts.
+        """
+        if len(self.student.logits) % self.episodes:
+            raise ValueError(f"{len(self.student.logits)} samples are not {self.episodes} equal episodes")
+
+        def parts(values: Tensor) -> tuple[Tensor, ...]:
+            return values.tensor_split(self.episodes)
+
+        def of_models(output: ModelOutput) -> list[ModelOutput]:
+            features = {name: parts(each) for name, each in output.features.items()}
+            return [
+                ModelOutput(logits, {name: each[place] for name, each in features.items()})
+                for place, logits in enumerate(parts(output.logits))
+            ]
+
+        def of_view(view: View) -> list[View]:
+            teacher = [None] * self.episodes if view.teacher is None else of_models(view.teacher)
+            return [
+                View(*each) for each in zip(parts(view.images), of_models(view.student), teacher, strict=True)
+            ]
+
+        teachers = [None] * self.episodes if self.teacher is None else of_models(self.teacher)
+        views = {name: of_view(view) for name, view in self.views.items()}
+        return [
+            replace(
+                self,
+                images=images,
+                targets=targets,
+                indices=indices,
+                student=student,
+                teacher=teachers[place],
+                views={name: each[place] for name, each in views.items()},
+                episodes=1,
+            )
+            for place, (images, targets, indices, student) in enumerate(
+                zip(
+                    parts(self.images),
+                    parts(self.targets),
+                    parts(self.indices),
+                    of_models(self.student),
+                    strict=True,
+                )
+            )
+        ]
 
     def temperature_or(self, own: float) -> float | Tensor:
         """Returns the temperature that a plug-in sets, else a term's own."""
@@ -147,6 +199,8 @@ class Term(nn.Module):
         takes_plugins: Whether plug-ins (:mod:`gda.distillers.plugin`) may change the logits and the
             temperature that the term sees; it must then honour ``TermInputs.temperature``.
         sample_wise: Whether the loss is the mean over samples of losses that depend on one sample each.
+        needs_fixed_classes: Whether a class must mean the same in every batch.
+        sums_over_batch: Whether the loss grows with the batch, as a sum over samples does.
         kind: What the term compares, for the listing: ``logit``, ``feature``, ``relation``, ...
         paper: arXiv number, or venue and year, for the listing.
     """
@@ -155,6 +209,7 @@ class Term(nn.Module):
     needs_views: ClassVar[tuple[str, ...]] = ()
     takes_plugins: ClassVar[bool] = False
     sample_wise: ClassVar[bool] = False
+    needs_fixed_classes: ClassVar[bool] = False
     kind: ClassVar[str] = "own"
     paper: ClassVar[str] = ""
 
@@ -162,6 +217,7 @@ class Term(nn.Module):
         super().__init__()
         self.student_features: tuple[str, ...] = ()
         self.teacher_features: tuple[str, ...] = ()
+        self.sums_over_batch = False
 
     def refusals(self, facts: RunFacts) -> list[str]:
         """Says in sentences why the term can't serve this pair of models; empty when it can.

@@ -157,6 +157,7 @@ class WKDL(Term):
     """
 
     sample_wise = True
+    needs_fixed_classes = True
     kind = "transport"
     paper = "2412.08139"
     class_distances: Tensor

@@ -54,6 +54,7 @@ def measure(model: nn.Module, dataset: ImageDataset, recipe: Mapping[str, Any]) 
         dataset: Its test images are used.
         recipe: The config node with test transforms and batch size.
     """
+    assert dataset.test is not None, "a data set for classification has test images"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = TensorLoader(
         dataset.test,

@@ -45,7 +45,7 @@ class ModelInput:
             return None
         nodes = config["recipe"]["test_transforms"]
         transforms = {name: None if node is None else construct(node) for name, node in nodes.items()}
-        size = Pipeline(transforms, source.mean, source.std).output_size(facts.image_size)
+        size = Pipeline(transforms, source.mean, source.std).output_size(facts.evaluation_image_size)
         return cls(facts.classes, size, tuple(source.mean), tuple(source.std))
 
     @classmethod

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from gda.errors import UserError
+from gda.models.headless import leave_out_head, mark
 from gda.models.zoo.entry import Builder, ZooEntry
 from gda.suggestions import near
 
@@ -36,7 +37,8 @@ def create_model(name: str, num_classes: int | None, **options: Any) -> nn.Modul
 
     Args:
         name: A zoo name (see :func:`list_models`), or ``timm/<name>`` for any timm model.
-        num_classes: Size of the output. ``None`` is understood by encoders only: no linear head.
+        num_classes: Size of the output. ``None`` leaves the head out: the model is an encoder then, and
+            maps images to features ``(batch, width)``.
         **options: Passed on to the model's builder (to ``timm.create_model`` for timm models).
 
     Returns:
@@ -50,6 +52,8 @@ def create_model(name: str, num_classes: int | None, **options: Any) -> nn.Modul
     # timm passes unknown options on to inner constructors; only the call itself can tell.
     if not name.startswith(TIMM):
         _check_options(name, builder, options)
+    if num_classes is None and not name.startswith(TIMM) and not zoo()[name].encoder:
+        return leave_out_head(builder(num_classes=2, **options))
     try:
         return builder(num_classes=num_classes, **options)
     except (TypeError, RuntimeError) as error:
@@ -117,7 +121,11 @@ def _create_timm(timm_name: str, num_classes: int | None, **options: Any) -> nn.
     import timm
 
     # timm's own "no head" is zero classes.
-    return timm.create_model(timm_name, num_classes=num_classes or 0, **options)
+    model: nn.Module = timm.create_model(timm_name, num_classes=num_classes or 0, **options)
+    head = getattr(model, "pretrained_cfg", {}).get("classifier")
+    if num_classes is None and head:
+        mark(model, head if isinstance(head, str) else head[0])
+    return model
 
 
 def _check_options(name: str, builder: Builder, options: dict[str, Any]) -> None:

@@ -2,21 +2,23 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gda.config.schema import Recipe
+from gda.config.task_needs import CLASSIFICATION, TaskNeeds
 from gda.data.dataset import ImageDataset, ImageSplit
 from gda.data.loader import Batch, TensorLoader
-from gda.data.transforms import Transform
-from gda.distillers.distiller import Distiller, apart
-from gda.distillers.term import ModelOutput, Progress, RunFacts, TermInputs, View
+from gda.data.transforms import Transform, without_augmentation
+from gda.distillers.distiller import Distiller
+from gda.distillers.term import ModelOutput, Progress, RunFacts, View
 from gda.models.tap_descriptions import TapDescription, describe
 from gda.models.taps import features, unwrap
-from gda.seeding import generator
+from gda.tasks.distilled_step import distilled_step
 from gda.tasks.metrics import Metrics
-from gda.tasks.task import StepOutput
+from gda.tasks.task import Figure, StepOutput
 
 
 class ClassificationTask:
@@ -34,7 +36,16 @@ class ClassificationTask:
         device: Where batches are made.
         channels_last: Memory format of the batches.
         view_transforms: Further named transforms of each named view of training images.
+        prefix: Stands before the names of the evaluation splits, e.g. ``base_``.
     """
+
+    needs: ClassVar[TaskNeeds] = CLASSIFICATION
+    figure = Figure("top1", "top-1 accuracy")
+
+    @staticmethod
+    def figure_of(options: Mapping[str, Any]) -> Figure:
+        """Returns the top-1 accuracy, whatever the options."""
+        return ClassificationTask.figure
 
     def __init__(
         self,
@@ -49,13 +60,14 @@ class ClassificationTask:
         device: torch.device,
         channels_last: bool = True,
         view_transforms: Mapping[str, Mapping[str, Transform]] | None = None,
+        prefix: str = "",
     ) -> None:
         self.student, self.teacher, self.distiller = student, teacher, distiller
         self.modules: Mapping[str, nn.Module] = {"student": student, "distiller": distiller}
         self.seed = seed
 
         def loader(
-            split: ImageSplit, batch: int, transforms: Mapping[str, Transform], train: bool
+            split: ImageSplit, batch: int, transforms: Mapping[str, Transform | None], train: bool
         ) -> TensorLoader:
             return TensorLoader(
                 split,
@@ -72,13 +84,17 @@ class ClassificationTask:
             )
 
         self.train_loader = loader(dataset.train, recipe.batch_size, train_transforms, True)
-        held_out = {"test": dataset.test}
-        if dataset.validation is not None:
-            held_out = {"validation": dataset.validation, **held_out}
+        held_out = {"validation": dataset.validation, "test": dataset.test}
         size = recipe.evaluation_batch_size
         self.evaluations = {
-            name: loader(split, size, test_transforms, False) for name, split in held_out.items()
+            f"{prefix}{name}": loader(split, size, test_transforms, False)
+            for name, split in held_out.items()
+            if split is not None
         }
+        self._plain_epoch = recipe.epochs - 1 if recipe.last_epoch_without_augmentation else None
+        if self._plain_epoch is not None:
+            plain = without_augmentation(train_transforms, dataset.train.images.shape[-1])
+            self.plain_loader = loader(dataset.train, recipe.batch_size, plain, True)
         self.steps = len(self.train_loader)
         self._teacher_logits: dict[str, list[Tensor]] = {}
         if teacher is not None:
@@ -116,32 +132,24 @@ class ClassificationTask:
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the training batches of an epoch (see :class:`gda.data.loader.TensorLoader`)."""
-        yield from self.train_loader.batches(epoch, start_step)
+        loader = self.plain_loader if epoch == self._plain_epoch else self.train_loader
+        yield from loader.batches(epoch, start_step)
 
     def training_step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Returns the loss of one batch: teacher without gradients, student with."""
         teacher = self.ask_teacher(batch.images)
         student = ModelOutput(self.student(batch.images), self._student_taps.collect())
-        targets = self.distiller.targets(batch.targets, None if teacher is None else teacher.logits)
-        summands, terms = self.distiller.summands(
-            TermInputs(
-                images=batch.images,
-                targets=targets,
-                indices=batch.indices,
-                student=student,
-                teacher=teacher,
-                progress=progress,
-                generator=generator(self.seed, "terms", progress.epoch, progress.step),
-                views=self._views(batch, progress),
-            )
+        return distilled_step(
+            self.distiller,
+            batch.images,
+            batch.targets,
+            batch.indices,
+            student,
+            teacher,
+            progress,
+            self.seed,
+            self._views(batch, progress),
         )
-        # Means of images, not images: the guard keeps these for several steps.
-        tensors = {"image means": batch.images.mean(dim=(1, 2, 3)), "student logits": student.logits.detach()}
-        if teacher is not None:
-            tensors["teacher logits"] = teacher.logits
-        supervised, distilled = apart(summands)
-        loss = torch.stack(list(summands.values())).sum()
-        return StepOutput(loss, terms, len(batch.indices), tensors, supervised, distilled)
 
     def _views(self, batch: Batch, progress: Progress) -> dict[str, View]:
         """Augments the same images once more for each view that a term asks for, and runs both models."""
@@ -159,7 +167,7 @@ class ClassificationTask:
         with torch.no_grad():  # not inference mode: autograd could not save its tensors for a backward pass
             return ModelOutput(self.teacher(images), self._teacher_taps.collect())
 
-    def evaluate(self, student: nn.Module) -> dict[str, float]:
+    def evaluate(self, student: nn.Module, progress: Progress) -> dict[str, float]:
         """Returns accuracy, loss, calibration and fidelity of ``student`` on each evaluation split."""
         student.eval()
         figures: dict[str, float] = {}

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from gda.config.task_needs import TaskNeeds
 from gda.distillers.term import Progress
 
 BatchT = TypeVar("BatchT")
@@ -36,18 +37,40 @@ class StepOutput:
         return replace(self, loss=self.loss.detach(), supervised=None, distilled=None)
 
 
+@dataclass(frozen=True)
+class Figure:
+    """The figure that a task is judged by.
+
+    Attributes:
+        name: What follows ``validation_`` and ``test_`` in the journal, e.g. ``top1``.
+        text: The same in words, e.g. ``top-1 accuracy``.
+    """
+
+    name: str
+    text: str
+
+
 class Task(Protocol, Generic[BatchT]):
     """What the trainer needs to know of a task.
 
     Attributes:
+        needs: What it is built from.
+        figure: What it is judged by.
         student: The model that is trained, averaged and reported.
         modules: Everything that is trained, the student first; saved in the checkpoint.
         steps: Training steps in an epoch.
     """
 
+    needs: ClassVar[TaskNeeds]
+    figure: Figure
     student: nn.Module
     modules: Mapping[str, nn.Module]
     steps: int
+
+    @staticmethod
+    def figure_of(options: Mapping[str, Any]) -> Figure:
+        """Returns what a task of these options is judged by."""
+        ...
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[BatchT]:
         """Yields the training batches of ``epoch``; the same ones whenever it is asked."""
@@ -57,8 +80,13 @@ class Task(Protocol, Generic[BatchT]):
         """Returns the loss of one batch; does not touch the optimiser."""
         ...
 
-    def evaluate(self, student: nn.Module) -> dict[str, float]:
-        """Returns the metrics of ``student`` on held-out and test data, e.g. ``test_top1``."""
+    def evaluate(self, student: nn.Module, progress: Progress) -> dict[str, float]:
+        """Returns the metrics of ``student`` on held-out and test data, e.g. ``test_top1``.
+
+        Args:
+            student: The model, or its moving average.
+            progress: The epoch that has just been trained.
+        """
         ...
 
     def evaluate_teacher(self) -> dict[str, float]:

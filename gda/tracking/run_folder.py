@@ -138,7 +138,7 @@ class RunFolder:
         every line, so the journal is written anew from it.
         """
         fresh = self.path / "metrics.jsonl.new"
-        fresh.unlink(missing_ok=True)
+        fresh.write_bytes(b"")
         for row in rows:
             append_line(fresh, row)
         fresh.replace(self.path / "metrics.jsonl")

@@ -18,7 +18,7 @@ from gda.training import checkpoint
 from gda.training.finite import FiniteGuard, require_finite_figures, require_finite_weights
 from gda.training.precision import Precision
 from gda.training.progress import ProgressDisplay
-from gda.training.result import SELECTION, is_better, result_of
+from gda.training.result import in_words, is_better, result_of
 
 logger = logging.getLogger("gda.training")
 
@@ -84,7 +84,7 @@ class Trainer:
         with ProgressDisplay(self.title, self.recipe.epochs, self.task.steps, first) as display:
             for epoch in range(first, self.recipe.epochs):
                 self._run_epoch(epoch, display)
-        return result_of(self.history)
+        return result_of(self.history, self.task.figure.name)
 
     def _run_epoch(self, epoch: int, display: ProgressDisplay) -> None:
         started = time.perf_counter()
@@ -93,7 +93,7 @@ class Trainer:
             group["lr"] = rate
         figures, images = self._train_epoch(epoch, display)
         trained = time.perf_counter()
-        row: Row = {"epoch": epoch + 1, "learning_rate": rate, **figures, **self._evaluate()}
+        row: Row = {"epoch": epoch + 1, "learning_rate": rate, **figures, **self._evaluate(epoch)}
         require_finite_figures(row)
         evaluated = time.perf_counter()
         self.history.append(row)
@@ -108,7 +108,7 @@ class Trainer:
         }
         self.run.append(row, timing)
         self.on_checkpoint()
-        display.epoch(epoch + 1, _summary(row), speed)
+        display.epoch(epoch + 1, _summary(row, self.task.figure.name), speed)
 
     def _train_epoch(self, epoch: int, display: ProgressDisplay) -> tuple[Row, int]:
         for module in self.task.modules.values():
@@ -132,17 +132,18 @@ class Trainer:
         require_finite_weights(self.task.modules, epoch)
         return {name: float(value) / images for name, value in sums.items()}, images
 
-    def _evaluate(self) -> Row:
+    def _evaluate(self, epoch: int) -> Row:
+        progress = Progress(epoch, self.recipe.epochs, self.task.steps - 1, self.task.steps)
         with self.precision.autocast():
-            row: Row = dict(self.task.evaluate(self.task.student))
+            row: Row = dict(self.task.evaluate(self.task.student, progress))
             if self.average is not None:
-                averaged = self.task.evaluate(self.average.module)
+                averaged = self.task.evaluate(self.average.module, progress)
                 row |= {f"ema_{name}": value for name, value in averaged.items()}
         return row
 
     def _save(self, row: Row) -> None:
         self.run.require_ownership()
-        if is_better(row, self.best):
+        if is_better(row, self.best, self.task.figure.name):
             self.best = row
             best = {
                 "format": 1,
@@ -207,10 +208,9 @@ def _add(sums: dict[str, Tensor], output: StepOutput) -> None:
         sums[name] = sums[name] + weighted if name in sums else weighted
 
 
-def _summary(row: Row) -> str:
+def _summary(row: Row, figure: str) -> str:
     shown = [("loss", row["train_loss"], "{:.3f}")]
-    if SELECTION in row:
-        shown.append(("validation top-1", row[SELECTION], "{:.2f} %"))
-    if "test_top1" in row:
-        shown.append(("test top-1", row["test_top1"], "{:.2f} %"))
+    for split in ("validation", "test"):
+        if f"{split}_{figure}" in row:
+            shown.append((f"{split} {in_words(figure)}", row[f"{split}_{figure}"], "{:.2f} %"))
     return ", ".join(f"{name} {style.format(value)}" for name, value, style in shown)

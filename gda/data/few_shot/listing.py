@@ -1,7 +1,7 @@
 """What a few-shot data set holds, known before any image is decoded."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 
 from gda.data.few_shot.undecoded import UndecodedSplit
 
@@ -17,12 +17,14 @@ class SplitFacts:
         images: Number of images.
         smallest_class: Images of the smallest class, which bounds shots and queries.
         image_size: Height and width in pixels, before any transform.
+        counts: Images of each class that has some, by its name.
     """
 
     classes: int
     images: int
     smallest_class: int
     image_size: int
+    counts: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,26 @@ class FewShotFacts:
     base_test: SplitFacts | None
     validation: SplitFacts | None
     test: SplitFacts
+
+    @property
+    def classes(self) -> int:
+        """Number of base classes, which models have a head for."""
+        return self.base.classes
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images to train on, before any transform."""
+        return self.base.image_size
+
+    @property
+    def evaluation_image_size(self) -> int:
+        """Height and width of all other images, before any transform."""
+        return self.test.image_size
+
+    @property
+    def train_size(self) -> int:
+        """Images to train on."""
+        return self.base.images
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +76,9 @@ class FewShotListing:
         """
 
         def of(name: str, split: UndecodedSplit) -> SplitFacts:
-            return SplitFacts(len(split.classes), len(split), min(split.counts()), size_of(name))
+            counts = dict(zip(split.classes, split.counts(), strict=True))
+            some = {each: count for each, count in counts.items() if count}
+            return SplitFacts(len(counts), len(split), min(counts.values()), size_of(name), some)
 
         def perhaps(name: str, split: UndecodedSplit | None) -> SplitFacts | None:
             return None if split is None else of(name, split)

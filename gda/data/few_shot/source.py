@@ -49,6 +49,11 @@ class FewShotDataset:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that models have a head for: the base classes."""
+        return self.base_classes
+
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotSource(ABC):

@@ -90,7 +90,7 @@ def load_checkpoint(
     broken = not_finite(model, state)
     if broken is not None:
         raise UserError(f"The weights in {path} are not finite; {broken}.")
-    _load_all_or_none(model, part_for(model.state_dict().keys(), state), path)
+    _load_all_or_none(model, part_for(model, state), path)
     return LoadedCheckpoint(
         source, path, checkpoint.format, checkpoint.epoch, checkpoint.metrics, digest, weights == "ema"
     )

@@ -9,11 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gda.models.weights.state_names import part_for
+from gda.models.weights.state_names import OPTIONAL, part_for
 from gda.models.weights.weight_files import printable
-
-OPTIONAL = "num_batches_tracked"
-"""Ends the names of counters that old files lack; batch norm needs none in evaluation."""
 
 
 def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
@@ -26,7 +23,7 @@ def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         state: Weights by name.
     """
     wanted = model.state_dict()
-    state = part_for(wanted.keys(), state)
+    state = part_for(model, state)
     missing = [key for key in wanted if key not in state and not key.endswith(OPTIONAL)]
     extra = [printable(key) for key in state if key not in wanted]
     common = {key: value for key, value in wanted.items() if key in state}
@@ -63,7 +60,7 @@ def class_counts(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[int, in
         The numbers of classes of the weights and of the model; ``None`` where more differs, or nothing.
     """
     wanted = model.state_dict()
-    state = part_for(wanted.keys(), state)
+    state = part_for(model, state)
     names = {key for key in (*wanted, *state) if not key.endswith(OPTIONAL)}
     if any(key not in wanted or key not in state for key in names):
         return None
@@ -82,7 +79,7 @@ def not_finite(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
         state: Weights by name.
     """
     wanted = model.state_dict()
-    state = part_for(wanted.keys(), state)
+    state = part_for(model, state)
     broken = [
         key
         for key, value in wanted.items()

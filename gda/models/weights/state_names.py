@@ -1,8 +1,10 @@
 """Parameter names as they are in files, and as they are in the model that gets them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from gda.models.headless import LEFT_OUT
 
 STUDENT = "student."
 """What distillers put before the names of the network that they train."""
@@ -12,6 +14,9 @@ WRAPPERS = ("module.", "_orig_mod.", STUDENT)
 
 ENCODER = "encoder."
 """What few-shot classifiers put before the names of the network that makes features."""
+
+OPTIONAL = "num_batches_tracked"
+"""Ends the names of counters that old files lack; batch norm needs none in evaluation."""
 
 _MOST_WRAPPERS = 8
 _COUNTERS = ("n_averaged",)  # of torch's AveragedModel, beside the weights
@@ -37,17 +42,27 @@ def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def part_for(names: Collection[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def part_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the part of a state dictionary that a model asks for.
 
-    That is all of it, but for an encoder: it gets the ``encoder.`` part of a few-shot classifier's
-    weights, and the classifier or temperature beside it is left out.
+    That is all of it, but for an encoder: it gets the ``encoder.`` part of a few-shot learner's weights,
+    and the classifier or temperature beside it is left out; so is the head of any other model.
 
     Args:
-        names: Parameter names of the model.
+        model: The model; may be on the meta device.
         state: Weights by name, as :func:`unwrapped` returns them.
     """
+    names = {name for name in model.state_dict() if not name.endswith(OPTIONAL)}
     encoder = {key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)}
-    if not encoder or any(name.startswith(ENCODER) for name in names):
-        return dict(state)
-    return encoder
+    whole, part = _without_head(model, state), _without_head(model, encoder)
+    if names <= whole.keys() or not encoder:
+        return whole
+    # An encoder may itself have a part called encoder: only one of both readings fits it.
+    if names <= part.keys() or not any(name.startswith(ENCODER) for name in names):
+        return part
+    return whole
+
+
+def _without_head(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    head = getattr(model, LEFT_OUT, None)
+    return {key: value for key, value in state.items() if head is None or not key.startswith(f"{head}.")}

@@ -75,4 +75,4 @@ def convnet4(num_classes: int | None, head: str = "linear", image_size: int = IM
     return with_head(ConvNet4(image_size), num_classes, head)
 
 
-MODELS = {"convnet4": ZooEntry(convnet4, IMAGE_SIZE)}
+MODELS = {"convnet4": ZooEntry(convnet4, IMAGE_SIZE, encoder=True)}

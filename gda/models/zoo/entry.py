@@ -16,7 +16,9 @@ class ZooEntry:
     Attributes:
         build: Builds it with freshly initialised weights.
         image_size: Height and width in pixels of the images that it was published for.
+        encoder: Whether it builds an encoder where ``num_classes`` is ``None``.
     """
 
     build: Builder
     image_size: int
+    encoder: bool = False

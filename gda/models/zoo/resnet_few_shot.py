@@ -159,10 +159,10 @@ def resnet12(
 
 
 MODELS = {
-    "resnet12": ZooEntry(partial(resnet12, WIDTHS), IMAGE_SIZE),
-    "resnet12-wide": ZooEntry(partial(resnet12, WIDE_WIDTHS), IMAGE_SIZE),
-    "resnet12_bottle": ZooEntry(partial(pooled_resnet, (1, 1, 1, 1)), IMAGE_SIZE),
-    "resnet18_bottle": ZooEntry(partial(pooled_resnet, (1, 2, 2, 1)), IMAGE_SIZE),
-    "resnet36_bottle": ZooEntry(partial(pooled_resnet, (2, 3, 5, 2)), IMAGE_SIZE),
-    "resnet50_bottle": ZooEntry(partial(pooled_resnet, (3, 4, 6, 3)), IMAGE_SIZE),
+    "resnet12": ZooEntry(partial(resnet12, WIDTHS), IMAGE_SIZE, encoder=True),
+    "resnet12-wide": ZooEntry(partial(resnet12, WIDE_WIDTHS), IMAGE_SIZE, encoder=True),
+    "resnet12_bottle": ZooEntry(partial(pooled_resnet, (1, 1, 1, 1)), IMAGE_SIZE, encoder=True),
+    "resnet18_bottle": ZooEntry(partial(pooled_resnet, (1, 2, 2, 1)), IMAGE_SIZE, encoder=True),
+    "resnet36_bottle": ZooEntry(partial(pooled_resnet, (2, 3, 5, 2)), IMAGE_SIZE, encoder=True),
+    "resnet50_bottle": ZooEntry(partial(pooled_resnet, (3, 4, 6, 3)), IMAGE_SIZE, encoder=True),
 }

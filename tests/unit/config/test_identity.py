@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from gda.config import identity as identity_module
-from gda.config.baselines import teacher_run, without_alignment
+from gda.config.baselines import without_alignment
 from gda.config.identity import identify, label_of
 from gda.config.inputs import data_fingerprint, facts_of, identify_run, run_path, weights_identity
 from gda.config.signature import locate
+from gda.config.stages import teacher_run
 
 Compose = Callable[..., dict[str, Any]]
 Changed = Callable[..., dict[str, Any]]

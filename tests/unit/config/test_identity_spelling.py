@@ -49,7 +49,7 @@ def test_an_alignment_of_weight_zero_is_none(compose: Callable[..., dict[str, An
 
 
 def test_a_student_average_is_no_matter_of_the_teacher(compose: Callable[..., dict[str, Any]]) -> None:
-    from gda.config.baselines import teacher_run
+    from gda.config.stages import teacher_run
 
     averaged = teacher_run(compose("trainer.ema_decay=0.9"))
     assert identify_run(averaged).group == identify_run(teacher_run(compose())).group

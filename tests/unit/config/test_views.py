@@ -94,7 +94,7 @@ def test_a_view_that_a_term_looks_at_is_part_of_the_group(
 
 
 def test_the_teacher_of_such_a_run_is_shared_with_all_others(changed: Changed) -> None:
-    from gda.config.baselines import teacher_run
+    from gda.config.stages import teacher_run
 
     one, other = (identify_run(teacher_run(changed({}, f"distiller={name}"))) for name in ("kd", "mlkd"))
     assert one == other

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gda.config.schema import Recipe, TrainerSettings
 from gda.distillers.term import Progress
-from gda.tasks.task import StepOutput
+from gda.tasks.task import Figure, StepOutput
 from gda.tracking.run_folder import RunFolder
 from gda.training import checkpoint
 from gda.training.finite import NonFiniteLoss
@@ -25,6 +25,8 @@ STEPS = 3
 
 class Toy:
     """Learns nothing of use; writes down what the trainer does with it."""
+
+    figure = Figure("top1", "top-1 accuracy")
 
     def __init__(self, gradient: float = 1.0, bad: tuple[int, int] | None = None) -> None:
         self.student = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.Dropout(0.5))
@@ -52,7 +54,7 @@ class Toy:
             loss = loss * math.nan
         return StepOutput(loss, {"toy": loss.detach()}, 2, {"logits": logits.detach()})
 
-    def evaluate(self, student: nn.Module) -> dict[str, float]:
+    def evaluate(self, student: nn.Module, progress: Progress) -> dict[str, float]:
         student.eval()
         self.evaluated.append(student)
         weight = student[0].weight if isinstance(student, nn.Sequential) else torch.zeros(1)
@@ -282,8 +284,8 @@ def test_someone_is_told_after_each_checkpoint(make: Make) -> None:
 class Diverged(Toy):
     """Trains on, but what it computes from its weights is no number any more."""
 
-    def evaluate(self, student: nn.Module) -> dict[str, float]:
-        return {**super().evaluate(student), "test_loss": math.nan}
+    def evaluate(self, student: nn.Module, progress: Progress) -> dict[str, float]:
+        return {**super().evaluate(student, progress), "test_loss": math.nan}
 
 
 def test_an_epoch_whose_figures_are_not_finite_is_not_saved(make: Make) -> None:
