@@ -5,11 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from gda.build import InputFiles
+from gda.config.held_out import holds_out
 from gda.config.identity import Identity
 from gda.config.inputs import facts_of, identify_run, weights_identity
-from gda.config.signature import construct, locate
+from gda.config.signature import locate
 from gda.config.stages import needs_of, runs_before
-from gda.data.few_shot.listing import FewShotFacts
 from gda.interchange.model_input import ModelInput
 from gda.tasks.classification import ClassificationTask
 from gda.tasks.task import Figure
@@ -35,7 +35,7 @@ def description_of(config: Config, identity: Identity, files: InputFiles) -> Row
         **facts_of(config, identity),
         "figure": figure.name,
         "figure_text": figure.text,
-        "selection": _selection(config),
+        "selection": "validation" if trains and holds_out(config) else "none",
         "teacher_weights": None if files.teacher is None else str(files.teacher),
         "teacher_identity": weights_identity(config, also_unused=True) if trains else None,
         "teacher_run": _input_run(config, "teacher"),
@@ -44,16 +44,6 @@ def description_of(config: Config, identity: Identity, files: InputFiles) -> Row
         "input": None if known is None else asdict(known),
         **collect_provenance(),
     }
-
-
-def _selection(config: Config) -> str:
-    """Says what the best epoch is chosen on."""
-    if not needs_of(config).trains:
-        return "none"
-    source = construct(config["dataset"])
-    facts = source.facts()
-    held_out = facts.validation if isinstance(facts, FewShotFacts) else facts.validation_size
-    return "validation" if held_out else "none"
 
 
 def _input_run(config: Config, role: str) -> Row | None:

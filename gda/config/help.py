@@ -20,6 +20,7 @@ Usage
                                                        states command and source
   python launch.py sweep=main_table                    a grid kept as a file
   python launch.py check=true ...                      check everything, run nothing
+  python launch.py experiment=few_shot/pipeline        few-shot: classifiers, distillation, test, table
   python -m gda.report STUDY                           the table of a study
 
 Groups (GROUP=CHOICE)
@@ -31,6 +32,7 @@ Values (KEY=VALUE)
   runs=FOLDER     folder of all run folders
   teacher.checkpoint=auto|FILE|RUN_FOLDER|URL|mlflow:RUN_ID, teacher.weights=raw|ema, teacher.sha256=HEX
   teacher.seed=0, teacher.checkpoint_select=last|best
+  encoder.checkpoint=...                               likewise: what a few-shot student starts from
   dataset.validation=F                                 share of training images held out
   and every key that `python launch.py --cfg job` shows
 
@@ -41,6 +43,9 @@ Flags
   -sc install=bash              shell completion: eval "$(python launch.py -sc install=bash)"
   --hydra-help                  Hydra's own flags
 """
+
+PLACES = {"augmentation": "recipe.train_transforms"}
+"""Groups that are part of another node, and where."""
 
 _BEHIND = ("model",)  # shared files behind teacher= and student=
 
@@ -55,7 +60,8 @@ def help_text(groups: Mapping[str, Sequence[str]]) -> str:
     for group, choices in sorted(groups.items()):
         if "/" in group or group in _BEHIND or group.startswith("_"):
             continue
-        lines.extend(_wrapped(f"  {group}=", _gathered(choices)))
+        placed = f"{group}@{PLACES[group]}" if group in PLACES else group
+        lines.extend(_wrapped(f"  {placed}=", _gathered(choices)))
     return _TEXT.format(groups="\n".join(lines))
 
 

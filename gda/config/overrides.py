@@ -7,7 +7,7 @@ imported for the answer to a name that it leaves out.
 import inspect
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from gda.config.faults import ConfigFaults, Fault
-from gda.config.help import help_text
+from gda.config.help import PLACES, help_text
 from gda.suggestions import did_you_mean, near
 
 _MOST_COMBINATIONS = 64  # of swept groups that are composed to look keys up: 60 ms each
@@ -88,14 +88,16 @@ def scan(overrides: Sequence[str], folders: Sequence[Path]) -> list[Fault]:
             reason = " ".join(str(error).split())
             faults.append(Fault(text, f"this override can't be read ({reason})", "quote it: 'key=\"value\"'"))
     groups = _groups(folders)
-    top_level = set(OmegaConf.load(folders[0] / "config.yaml")) - {"defaults", "hydra"}
+    root = OmegaConf.load(folders[0] / "config.yaml")
+    top_level = set(root) - {"defaults", "hydra"}
+    rooted = {str(key).split()[-1] for each in root.defaults if isinstance(each, DictConfig) for key in each}
     dotted = []
     for override in parsed:
         key = override.key_or_group
         if key.split("/")[0].split(".")[0] == "hydra" or override.is_delete():
             continue
         if key in groups:
-            faults.extend(_unknown_choices(override, groups[key]))
+            faults.extend(_unknown_choices(override, groups[key]) or _misplaced(override, rooted))
         elif "." in key:
             dotted.append(override)
         elif key not in top_level and not override.is_add() and not override.is_force_add():
@@ -135,6 +137,15 @@ def _unknown_choices(override: Override, choices: Sequence[str]) -> list[Fault]:
             what = f"{choice!r} is not one of its choices; {did_you_mean(choice, choices)}"
             faults.append(Fault(override.key_or_group, what, fix))
     return faults
+
+
+def _misplaced(override: Override, rooted: Collection[str]) -> list[Fault]:
+    """Says where a group belongs that is part of another node, such as a recipe."""
+    key = override.key_or_group
+    if key in rooted or override.package is not None or override.is_add() or key not in PLACES:
+        return []
+    fix = f"{key}@{PLACES[key]}={_value_text(override)}"
+    return [Fault(key, f"it is part of another node, {PLACES[key]}", fix)]
 
 
 def _choices(override: Override) -> list[str | None]:

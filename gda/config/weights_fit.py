@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from gda.config.faults import Fault
+from gda.config.held_out import holds_out
 from gda.config.stages import AUTO, needs_of
 from gda.config.weights import WeightsSource, weights_source
 from gda.errors import UserError
@@ -31,14 +32,8 @@ def check_teacher_weights(config: Mapping[str, Any]) -> list[Fault]:
         if teacher["sha256"] is not None:
             what = "it is the hash of a file, and teacher.checkpoint names none"
             return [Fault("teacher.sha256", what, "teacher.sha256=null")]
-    if (
-        teacher["checkpoint"] == AUTO
-        and teacher["checkpoint_select"] == "best"
-        and not config["dataset"].get("validation")
-    ):
-        what = "the best epoch is chosen on held-out images, and none are held out"
-        fix = "teacher.checkpoint_select=last or dataset.validation=0.1"
-        return [Fault("teacher.checkpoint_select", what, fix)]
+    if teacher["checkpoint"] == AUTO and teacher["checkpoint_select"] == "best" and not holds_out(config):
+        return [_nothing_to_choose_on("teacher")]
     source = weights_source(config)
     return [] if source is None else _source_faults(source, "teacher")
 
@@ -61,9 +56,17 @@ def check_encoder_weights(config: Mapping[str, Any]) -> list[Fault]:
     return faults or ([] if needs.trains else _tested_folder_faults(config))
 
 
+def _nothing_to_choose_on(role: str) -> Fault:
+    what = "the best epoch is chosen on held-out images, and none are held out"
+    fix = f"{role}.checkpoint_select=last or dataset.validation=0.1"
+    return Fault(f"{role}.checkpoint_select", what, fix)
+
+
 def _auto_encoder_faults(config: Mapping[str, Any]) -> list[Fault]:
     encoder = config["encoder"]
     faults = []
+    if encoder["checkpoint_select"] == "best" and not holds_out(config):
+        faults.append(_nothing_to_choose_on("encoder"))
     if needs_of(config).trains and (encoder["recipe"] is None or encoder["task"] is None):
         what = "auto trains a classifier first, and this choice says nothing of how"
         faults.append(Fault("encoder", what, "encoder=classifier"))

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
+from gda.config.stages import needs_of
 from gda.errors import UserError
 from gda.interchange.architecture import build
 from gda.interchange.model_input import ModelInput
@@ -15,6 +16,7 @@ from gda.models.weights.checkpoints import misfit
 from gda.tracking.near_runs import near_runs
 from gda.tracking.run_folder import RunFolder
 from gda.training import checkpoint
+from gda.training.evaluation import EPISODES
 
 _KEYS = {"raw": "model", "ema": "model_ema"}
 CHECKPOINTS = {"last": checkpoint.LAST, "best": checkpoint.BEST}
@@ -77,6 +79,10 @@ def read_student(path: Path, select: str = "last", weights: str = "raw") -> Fini
             which images it took.
     """
     folder = _finished_run(path)
+    if not (folder.path / checkpoint.LAST).is_file() and (folder.path / EPISODES).is_file():
+        raise UserError(
+            f"{folder} is the test of a student and holds none. Name the folder of the tested run."
+        )
     file = folder.path / CHECKPOINTS[select]
     if not file.is_file():
         why = (
@@ -93,6 +99,7 @@ def read_student(path: Path, select: str = "last", weights: str = "raw") -> Fini
             "Take --weights raw, or train with trainer.ema_decay=0.999."
         )
     config = _config(folder)
+    _require_classifier(folder, config)
     facts = folder.description()
     return FinishedStudent(
         folder=folder,
@@ -122,6 +129,18 @@ def _finished_run(path: Path) -> RunFolder:
             "The command that began it continues it."
         )
     return folder
+
+
+def _require_classifier(folder: RunFolder, config: Mapping[str, Any]) -> None:
+    """Refuses a meta-learner: it classifies by the shots of an episode, and has no classes of its own."""
+    if "task" not in config or needs_of(config).head:
+        return
+    name = config["student"].get("name")
+    raise UserError(
+        f"The student of {folder} is a meta-learner: it has no classes to be exported with. In Python its "
+        f"encoder is create_model({name!r}, None), with load_checkpoint(encoder, "
+        f"{str(folder.path / checkpoint.LAST)!r}), both of gda.models."
+    )
 
 
 def _config(folder: RunFolder) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import yaml
 
 from gda.config.signature import construct
 from gda.data.dataset import ImageDataset
+from gda.data.few_shot.source import FewShotDataset
 from gda.errors import UserError
 from gda.interchange.accuracy import MeasuredAccuracy, measure
 from gda.interchange.architecture import build, describe_architecture, weights_metadata
@@ -169,9 +170,14 @@ def _source(loaded: LoadedCheckpoint) -> dict[str, Any]:
 def _dataset(config: Mapping[str, Any]) -> ImageDataset | str:
     """Reads the data set, or says why it can't be read."""
     try:
-        dataset: ImageDataset = construct(config["dataset"]).load()
+        dataset = construct(config["dataset"]).load()
     except UserError as error:
         return str(error)
+    if isinstance(dataset, FewShotDataset):
+        if dataset.base_test is None:
+            return "no images of the base classes are held out; --set dataset.base_test=0.1 holds some out"
+        return dataset.base_classification()
+    assert isinstance(dataset, ImageDataset)
     return dataset
 
 

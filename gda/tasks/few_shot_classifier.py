@@ -12,7 +12,7 @@ from torch import nn
 
 from gda.config.schema import Recipe
 from gda.config.task_needs import TaskNeeds
-from gda.data.dataset import ImageDataset, ImageSplit
+from gda.data.dataset import ImageSplit
 from gda.data.few_shot.source import FewShotDataset, FewShotSource
 from gda.data.loader import Batch, TensorLoader
 from gda.data.transforms import Transform
@@ -77,20 +77,11 @@ class FewShotClassifierTask:
         episode_seed: Annotated[int, NonNegative] = 0,
         evaluate_every: Whole = 5,
     ) -> None:
-        base = ImageDataset(
-            dataset.name,
-            dataset.base_classes,
-            dataset.base,
-            dataset.base_validation,
-            dataset.base_test,
-            dataset.mean,
-            dataset.std,
-        )
         self.base = ClassificationTask(
             student,
             teacher,
             distiller,
-            base,
+            dataset.base_classification(),
             recipe,
             train_transforms,
             test_transforms,

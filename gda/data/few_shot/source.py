@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-from gda.data.dataset import ImageSplit
+from gda.data.dataset import ImageDataset, ImageSplit
 from gda.data.few_shot.listing import FewShotFacts, FewShotListing, some
 from gda.errors import UserError
 from gda.ranges import NonNegative, Positive, Range
@@ -53,6 +53,18 @@ class FewShotDataset:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes that models have a head for: the base classes."""
         return self.base_classes
+
+    def base_classification(self) -> ImageDataset:
+        """Returns the base classes alone, as classification knows data sets."""
+        return ImageDataset(
+            self.name,
+            self.base_classes,
+            self.base,
+            self.base_validation,
+            self.base_test,
+            self.mean,
+            self.std,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +144,15 @@ class FewShotSource(ABC):
     def known_facts(self) -> FewShotFacts | None:
         """Returns the sizes that are known even where files are missing; null for data of one's own."""
         return None
+
+    def base_class_names(self) -> tuple[str, ...]:
+        """Returns the names of the base classes; decodes no image.
+
+        Raises:
+            UserError: There are problems.
+        """
+        self._require_no_problems()
+        return self._divided.base.classes
 
     def load(self) -> FewShotDataset:
         """Decodes all images, each once and into the split where it stays.
