@@ -22,16 +22,69 @@ def choices(group: str) -> list[str]:
     return sorted(str(file.with_suffix("")) for file in files if not file.name.startswith("_"))
 
 
-BEHIND = ("model", "_shared")  # parts of choices, not choices
+@cache
+def plain(file: str) -> dict[str, Any]:
+    """A file of `conf/` as it is written."""
+    node = OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml"))
+    return {str(key): value for key, value in node.items()} if isinstance(node, dict) else {}
+
+
+BEHIND = ("model", "_shared", "augmentation")  # parts of choices, not choices
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in BEHIND)
 SINGLE = [(group, choice) for group in GROUPS if group != "experiment" for choice in choices(group)]
 EXPERIMENTS = choices("experiment")
-PUBLISHED = [name for name in EXPERIMENTS if name.partition("/")[0] not in ("none", "demo")]
+PUBLISHED = [name for name in EXPERIMENTS if name.partition("/")[0] not in ("none", "demo", "few_shot")]
 PAIRS = sorted({name.rpartition("/")[2] for name in PUBLISHED})
+
+# Few-shot data sets and recipes go with each other, and with no classification. Here they are tried on the
+# digits, which are always there; tests/conf/test_few_shot_datasets.py makes the files of the others.
+FEW_SHOT_DATA = [
+    name
+    for name in choices("dataset")
+    if plain(f"dataset/{name}")["_target_"].startswith("gda.data.few_shot.")
+]
+WITH_FILES = [name for name in FEW_SHOT_DATA if "root" in plain(f"dataset/{name}")]
+FEW_SHOT_RECIPES = [
+    name
+    for name in choices("recipe")
+    if {"/_shared@_here_": "few_shot_recipe"} in plain(f"recipe/{name}").get("defaults", [])
+]
+CLASSIFIER = {
+    "dataset": "digits_few_shot",
+    "recipe": "digits_few_shot_classifier",
+    "task": "few_shot_classifier",
+}
+META = {
+    "dataset": "digits_few_shot",
+    "recipe": "digits_few_shot_meta",
+    "task": "meta_baseline",
+    "encoder": "classifier",
+    "recipe@encoder.recipe": "digits_few_shot_classifier",
+}
+
+
+def few_shot(group: str, choice: str) -> list[str]:
+    """The few-shot run that a choice is part of; nothing for one of another kind."""
+    stages = {"few_shot_classifier": CLASSIFIER, "meta_baseline": META, "few_shot_test": META}
+    kinds = {
+        "dataset": CLASSIFIER if choice in FEW_SHOT_DATA else {},
+        "recipe": {} if choice not in FEW_SHOT_RECIPES else META if choice.endswith("_meta") else CLASSIFIER,
+        "task": stages.get(choice, {}),
+        "encoder": META if choice == "classifier" else {},
+    }
+    extra = [f"{key}={value}" for key, value in kinds.get(group, {}).items() if key != group]
+    if group == "recipe" and choice.startswith("few_shot"):
+        extra.append("dataset.image_size=80")  # what the published crops come out with
+    return extra
 
 
 def needed(group: str, choice: str, cifar: Path, images: Path) -> list[str]:
     """Whatever a choice can't do without."""
+    extra = few_shot(group, choice)
+    if group == "dataset" and choice in WITH_FILES:
+        extra.append(f"dataset.root={images}")
+    if extra:
+        return extra
     reads_cifar = choice in PUBLISHED or (group == "dataset" and choice.startswith("cifar"))
     extra = [f"dataset.root={cifar}"] if reads_cifar else []
     if (group, choice) == ("dataset", "image_folder"):
@@ -55,8 +108,12 @@ def test_every_choice_composes_and_checks(
 ) -> None:
     overrides = [f"{group}={choice}", *needed(group, choice, cifar_root, image_root)]
     assert scan(overrides, [CONF]) == []
-    config = compose(*overrides)
-    assert check(config) == []
+    faults = check(compose(*overrides))
+    if group == "dataset" and choice in WITH_FILES:
+        assert [fault.where for fault in faults] == ["dataset"]
+        assert str(image_root) in faults[0].what  # which holds other files
+    else:
+        assert faults == []
 
 
 # All presets of a pair in one test: its models are built, and asked for their features, once.
@@ -87,7 +144,11 @@ def test_without_the_data_only_the_folder_is_missing(dataset: str, compose: Comp
     assert "dataset.download=true" in fault.what
 
 
-@pytest.mark.parametrize(("dataset", "recipe"), list(product(choices("dataset"), choices("recipe"))))
+DATA = [name for name in choices("dataset") if name not in FEW_SHOT_DATA]
+RECIPES = [name for name in choices("recipe") if name not in FEW_SHOT_RECIPES]
+
+
+@pytest.mark.parametrize(("dataset", "recipe"), list(product(DATA, RECIPES)))
 def test_every_recipe_goes_with_every_data_set(
     dataset: str, recipe: str, compose: Compose, cifar_root: Path, image_root: Path
 ) -> None:
@@ -141,11 +202,12 @@ def test_all_choices_of_these_groups_have_the_same_keys(
 @pytest.mark.parametrize(
     ("group", "swept"),
     [
-        ("dataset", {"name", "train_size", "validation", "split_seed", "mean", "std"}),
+        ("dataset", {"name", "validation", "split_seed", "mean", "std"}),
         ("teacher", {"name", "checkpoint", "checkpoint_select", "seed"}),
         ("student", {"name"}),
         ("distiller", {"name", "ground_truth_weight", "terms"}),
         ("ground_truth", {"name"}),
+        ("encoder", {"name", "checkpoint", "checkpoint_select", "seed"}),
         ("task", {"name"}),
         (
             "recipe",
@@ -161,6 +223,10 @@ def test_keys_that_a_sweep_touches_are_in_every_choice(
     group: str, swept: set[str], compose: Compose, cifar_root: Path, image_root: Path
 ) -> None:
     nodes = composed(group, compose, cifar_root, image_root)
+    if group == "dataset":
+        kinds = {"train_size": DATA, "base_test": FEW_SHOT_DATA, "train_image_size": FEW_SHOT_DATA}
+        for key, kind in kinds.items():
+            assert sorted(choice for choice, node in nodes.items() if key in node) == kind
     assert {choice: swept - node.keys() for choice, node in nodes.items() if swept - node.keys()} == {}
 
 
@@ -186,13 +252,6 @@ def test_grids_name_only_what_exists() -> None:
         assert scan([f"{key}={value}" for key, value in params.items()], [CONF]) == []
 
 
-@cache
-def plain(file: str) -> dict[str, Any]:
-    """A file of `conf/` as it is written."""
-    node = OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml"))
-    return {str(key): value for key, value in node.items()} if isinstance(node, dict) else {}
-
-
 def test_a_preset_never_chooses_a_launcher_or_a_seed() -> None:
     for name in EXPERIMENTS:
         preset = plain(f"experiment/{name}")
@@ -215,9 +274,14 @@ def test_a_preset_says_only_what_its_choices_do_not() -> None:
     for name in EXPERIMENTS:
         preset = plain(f"experiment/{name}")
         for default in preset.get("defaults", []):
+            if isinstance(default, str):
+                continue  # a part that presets share
             ((group, choice),) = default.items()
-            group = group.removeprefix("override /")
-            found += repeated(preset.get(group), plain(f"{group}/{choice}"), f"{name}: {group}")
+            group, _, package = group.removeprefix("override /").partition("@")
+            own = preset
+            for key in (package or group).split("."):
+                own = own.get(key, {})
+            found += repeated(own, plain(f"{group}/{choice}"), f"{name}: {package or group}")
     assert found == []
 
 
