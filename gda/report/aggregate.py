@@ -6,9 +6,11 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
+from gda.report.figures import beside, best_figure, fidelity, is_few_shot, last_figure, oracle_figure, spoken
 from gda.report.labels import distinct_labels
-from gda.report.records import Method, Run, Study
+from gda.report.records import FEW_SHOT_TEST, TOP1_TEXT, Method, Run, Study
 from gda.report.spread import Difference, Summary, paired_difference, summarise
 
 TableKey = tuple[str, str, str, str]
@@ -19,9 +21,10 @@ class Row:
     """One method over its seeds. Accuracies and their differences are in percent (points).
 
     Attributes:
-        last: test top-1 after the last epoch.
-        best: test top-1 at the epoch with the best validation figure; n=0 without validation.
-        oracle: highest test top-1 of the runs without validation: selected on test.
+        last: test figure after the last epoch.
+        best: test figure at the epoch with the best validation figure; n=0 without validation.
+        oracle: highest test figure of the runs without validation: selected on test.
+        beside: further figures of few-shot runs after the last epoch, by name: ``test_5shot``.
         difference: (baseline, figure) -> paired difference, baseline in ``twin`` (the same
             with alignment=none) and ``vanilla``, figure in ``last`` and ``best``. None where
             the method is its own baseline.
@@ -42,6 +45,7 @@ class Row:
     agreement: Summary
     ece: Summary
     teacher_kl: Summary
+    beside: Mapping[str, Summary]
     difference: Mapping[tuple[str, str], Difference | None]
 
     @property
@@ -64,6 +68,35 @@ class Table:
     def title(self) -> str:
         """For example ``cifar100, recipe crd: resnet56 -> resnet20 (classification)``."""
         return f"{self.dataset}, recipe {self.recipe}: {self.pair} ({self.task})"
+
+    @property
+    def is_test(self) -> bool:
+        """True where the rows are measured once, and not trained."""
+        return self.task == FEW_SHOT_TEST
+
+    @property
+    def is_few_shot(self) -> bool:
+        """True where runs are judged on episodes."""
+        return any(is_few_shot(run) for row in self.rows for run in row.runs)
+
+    @property
+    def figure_texts(self) -> tuple[str, ...]:
+        """What the runs are judged by, in words; more than one text where settings differ."""
+        found = {run.figure_text for row in self.rows for run in row.runs if run.finished}
+        return tuple(sorted(found, key=natural_order)) or (TOP1_TEXT,)
+
+    @property
+    def figure_text(self) -> str:
+        """All of them, for a heading."""
+        return " or ".join(self.figure_texts)
+
+    @property
+    def heading(self) -> str:
+        """Heading of the main figure: ``last``, or ``1-shot`` for a test, which has no epochs."""
+        figures = {run.figure for row in self.rows for run in row.runs if run.finished}
+        if not self.is_test:
+            return "last"
+        return spoken(figures.pop()) if len(figures) == 1 else "accuracy"
 
     @property
     def slug(self) -> str:
@@ -152,6 +185,7 @@ def _row(
     failed = [run for run in own if run.state == "failed"]
     there = {run.seed for run in own}
     alike = [run for run in done if not guides or run.teacher_identity in guides]
+    names = dict.fromkeys(name for run in done for name in beside(run))
     return Row(
         method=method,
         label=label,
@@ -160,33 +194,23 @@ def _row(
         unfinished=tuple(run for run in own if run not in done and run not in failed),
         planned=tuple(sorted(planned - there)),
         absent=tuple(sorted(seeds - planned - there)),
-        last=summarise(_by_seed(done, last_top1)),
-        best=summarise(_by_seed(done, best_top1)),
-        oracle=summarise(_by_seed(done, oracle_top1)),
-        agreement=summarise(_by_seed(alike, lambda run: run.last.get("test_agreement"))),
-        ece=summarise(_by_seed(done, lambda run: run.last.get("test_ece"))),
-        teacher_kl=summarise(_by_seed(alike, lambda run: run.last.get("test_teacher_kl"))),
+        last=summarise(_by_seed(done, last_figure)),
+        best=summarise(_by_seed(done, best_figure)),
+        oracle=summarise(_by_seed(done, oracle_figure)),
+        agreement=summarise(_by_seed(alike, lambda run: fidelity(run, "agreement"))),
+        ece=summarise(_by_seed(done, lambda run: fidelity(run, "ece"))),
+        teacher_kl=summarise(_by_seed(alike, lambda run: fidelity(run, "teacher_kl"))),
+        beside={name: summarise(_by_seed(done, partial(_beside, name=name))) for name in names},
         difference={
             (name, figure): _difference(method.group, group, runs, reader)
             for name, group in (("twin", method.twin_group), ("vanilla", method.vanilla_group))
-            for figure, reader in (("last", last_top1), ("best", best_top1))
+            for figure, reader in (("last", last_figure), ("best", best_figure))
         },
     )
 
 
-def last_top1(run: Run) -> float | None:
-    """Test top-1 after the last epoch, percent."""
-    return run.last.get("test_top1")
-
-
-def best_top1(run: Run) -> float | None:
-    """Test top-1 at the best validation epoch, percent; None without a validation share."""
-    return run.best.get("test_top1") if run.best is not None and run.selection == "validation" else None
-
-
-def oracle_top1(run: Run) -> float | None:
-    """Highest test top-1 of a run without validation, percent; None where `best` exists."""
-    return run.oracle if best_top1(run) is None else None
+def _beside(run: Run, name: str) -> float | None:
+    return beside(run).get(name)
 
 
 def _difference(

@@ -11,7 +11,7 @@ from gda.report.records import Method, Run
 # What never changes a result, and so never tells two groups apart.
 NOT_THE_METHOD = (
     "seed", "study", "cluster", "tracking", "hydra", "paths", "run", "check", "experiment", "sweep",
-    "workers", "logging",
+    "workers", "logging", "report",
 )  # fmt: skip
 # What belongs to the method; the rest of the config is the setting it was tried under.
 THE_METHOD = ("distiller", "plugin", "alignment", "teacher", "ground_truth", "terms")

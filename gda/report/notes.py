@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from gda.report.aggregate import Row, Table, oracle_top1
+from gda.report.aggregate import Row, Table
+from gda.report.column import Column, explained
+from gda.report.figures import oracle_figure, spoken_text
 from gda.report.published import published_line
 from gda.report.records import MINIMUM_SEEDS, Run
 from gda.report.wording import number, seed_list
 
 
-def notes(table: Table) -> list[str]:
-    """Write the notes of a table, one sentence or two each, as plain text."""
-    lines = [*_teacher(table), *_meaning(table), *_few_seeds(table)]
+def notes(table: Table, columns: Sequence[Column[Row]]) -> list[str]:
+    """Write the notes of a table, one sentence or two each, as plain text.
+
+    Args:
+        table: the table.
+        columns: those that are shown.
+    """
+    lines = [*_teacher(table), *_encoder(table), *_meaning(table), *explained(columns), *_few_seeds(table)]
     for row in table.rows:
         lines += _incomplete(row)
-    lines += [*_settings(table), *_origins(table)]
+    lines += [*_settings(table), *_figures(table), *_origins(table)]
     published = published_line(table.dataset, table.recipe, table.pair)
     return [*lines, published] if published else lines
 
@@ -24,18 +31,20 @@ def _teacher(table: Table) -> list[str]:
     runs = [run for row in table.rows for run in row.runs if run.method.pair == table.pair]
     lines = []
     for teacher in sorted({run.method.teacher for run in runs if run.method.teacher}):
-        own = [run for run in runs if run.method.teacher == teacher]
-        figures = sorted(
-            {run.curve[0]["teacher_test_top1"] for run in own if "teacher_test_top1" in run.curve.get(0, {})}
-        )
+        own = [run.trained for run in runs if run.method.teacher == teacher and run.trained is not None]
+        if not own:
+            continue  # tests of weights from elsewhere: nothing is known of their teacher
+        figures = sorted({figure for run in own if (figure := _of_teacher(run)) is not None})
+        text = spoken_text(own[0])
+        where = " in the tested runs" if table.is_test else ""
         if not figures:
             lines.append(f"Teacher {teacher}: its own test accuracy was not recorded.")
         elif len(figures) == 1:
-            lines.append(f"Teacher {teacher}: test top-1 {number(figures[0])} %.")
+            lines.append(f"Teacher {teacher}: test {text} {number(figures[0])} %{where}.")
         else:
             lines.append(
-                f"Teacher {teacher}: test top-1 from {number(figures[0])} to {number(figures[-1])} %: "
-                f"the runs do not all have the same teacher weights."
+                f"Teacher {teacher}: test {text} from {number(figures[0])} to {number(figures[-1])} %"
+                f"{where}: the runs do not all have the same teacher weights."
             )
         seeds = {run.teacher_seed for run in own if run.teacher_seed is not None}
         if len(seeds) == 1 and len(figures) < 2:
@@ -46,18 +55,43 @@ def _teacher(table: Table) -> list[str]:
     return lines
 
 
+def _of_teacher(run: Run) -> float | None:
+    return run.curve.get(0, {}).get(f"teacher_{run.test_figure}")
+
+
+def _encoder(table: Table) -> list[str]:
+    trained = [run.trained for row in table.rows for run in row.runs]
+    found = {None if run is None else run.encoder_run for run in trained}
+    origins = found - {None}
+    seeds = {key[1] for key in origins if key is not None}
+    if len(seeds) != 1 or None in found:
+        return []
+    what = "one encoder run" if len(origins) == 1 else "encoder runs of one seed"
+    return [
+        f"All runs start from {what} ({seed_list(seeds)}): the spread does not cover the encoder's training."
+    ]
+
+
 def _meaning(table: Table) -> list[str]:
     done = [run for row in table.rows for run in row.done]
     if not done:
         return ["No finished run yet: there is nothing to compare."]
+    text = " or ".join(dict.fromkeys(spoken_text(run) for run in done))
+    when = "" if table.is_test else " after the last epoch"
     lines = [
-        "last: test top-1 in percent after the last epoch, mean ± unbiased standard deviation over n seeds."
+        f"{table.heading}: test {text} in percent{when}, mean ± unbiased standard deviation over n seeds."
     ]
+    if table.is_few_shot:
+        where = "below, run by run" if table.is_test else "in each run's own report.md"
+        lines[0] += (
+            f" The runs of a row share their episodes: ± does not cover the draw of episodes; "
+            f"intervals over episodes stand {where}."
+        )
     if any(row.best.n for row in table.rows):
         lines.append(
-            "best: test top-1 at the epoch with the best validation figure; the test set selects nothing."
+            f"best: test {text} at the epoch with the best validation figure; the test set selects nothing."
         )
-    without = [run for run in done if oracle_top1(run) is not None]
+    without = [run for run in done if oracle_figure(run) is not None]
     if without:
         figures = sorted({_tested_epochs(run) for run in without})
         count = str(figures[0]) if len(figures) == 1 else f"{figures[0]} to {figures[-1]}"
@@ -75,7 +109,7 @@ def _meaning(table: Table) -> list[str]:
 
 
 def _tested_epochs(run: Run) -> int:
-    return sum("test_top1" in figures for epoch, figures in run.curve.items() if epoch > 0)
+    return sum(run.test_figure in figures for epoch, figures in run.curve.items() if epoch > 0)
 
 
 def _few_seeds(table: Table) -> list[str]:
@@ -97,9 +131,19 @@ def _settings(table: Table) -> list[str]:
     baselines = {row.method.vanilla_group for row in table.rows if row.method.vanilla_group is not None}
     if len(baselines) < 2:
         return []
+    done = "tested" if table.is_test else "trained"
     return [
-        f"The rows were trained under {len(baselines)} settings, each with its own vanilla baseline: compare "
+        f"The rows were {done} under {len(baselines)} settings, each with its own vanilla baseline: compare "
         f"the differences to vanilla, not the means, across settings."
+    ]
+
+
+def _figures(table: Table) -> list[str]:
+    if len(table.figure_texts) < 2:
+        return []
+    return [
+        f"The rows are judged by different figures ({'; '.join(table.figure_texts)}): do not compare their "
+        f"means."
     ]
 
 

@@ -38,11 +38,15 @@ Panel = tuple[str, list[tuple[Row, Difference]]]
 
 
 def curves_png(table: Table) -> bytes | None:
-    """Draw test top-1 (percent) per epoch: mean over finished seeds, band of one standard deviation.
+    """Draw the test figure (percent) per epoch: mean over finished seeds, band of one standard deviation.
+
+    Runs that are tested on some epochs only are drawn through these.
 
     Returns:
-        The picture, or None when no finished run has a curve.
+        The picture, or None when no finished run has a curve, as a test has none.
     """
+    if table.is_test:
+        return None
     drawn = [(row, points) for row in table.rows if (points := _mean_curve(row))]
     return _draw(lambda: _curves(table, drawn)) if drawn else None
 
@@ -55,11 +59,13 @@ def _curves(table: Table, drawn: Sequence[tuple[Row, Points]]) -> Figure:
     colours = _appearance(table)
     last_epoch = max(points[-1][0] for _, points in drawn)
     start = last_epoch - max(2, round(last_epoch * LATE_SHARE))
+    # Where few epochs are tested the late panel reaches back to the third last of them.
+    start = min(start, sorted({epoch for _, points in drawn for epoch, _, _ in points})[-3:][0])
     for row, points in drawn:
         colour, style = colours[row.method.group]
         for panel, kept in ((whole, points), (late, [p for p in points if p[0] >= start])):
             epochs, means = [p[0] for p in kept], [p[1] for p in kept]
-            name, marker = f"{row.label} (n={len(row.done)})", "o" if len(kept) == 1 else ""
+            name, marker = f"{row.label} (n={len(row.done)})", _marker(epochs)
             panel.plot(epochs, means, style, color=colour, linewidth=1.8, marker=marker, label=name)
             if len(row.done) > 1:
                 low, high = [m - s for _, m, s in kept], [m + s for _, m, s in kept]
@@ -67,7 +73,7 @@ def _curves(table: Table, drawn: Sequence[tuple[Row, Points]]) -> Figure:
     for panel, title in ((whole, "all epochs"), (late, f"epochs {max(start, 1)} to {last_epoch}")):
         panel.set_title(title)
         panel.set_xlabel("epoch")
-        panel.set_ylabel("test top-1 accuracy (%)")
+        panel.set_ylabel(f"test {table.figure_text} (%)")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(f"{table.title}\nmean over n seeds, band: ± 1 standard deviation", fontsize=12)
     handles, labels = whole.get_legend_handles_labels()
@@ -76,7 +82,7 @@ def _curves(table: Table, drawn: Sequence[tuple[Row, Points]]) -> Figure:
 
 
 def differences_png(table: Table) -> bytes | None:
-    """Draw the paired differences of last test top-1 (points): a dot per seed, mean and 95% interval.
+    """Draw the paired differences of last test figures (points): a dot per seed, mean and 95% interval.
 
     Returns:
         The picture, or None when no two rows share a finished seed.
@@ -97,7 +103,8 @@ def _differences(table: Table, panels: Sequence[Panel]) -> Figure:
     for panel, (title, found) in zip(axes, panels, strict=True):
         _difference_panel(panel, found, _appearance(table))
         panel.set_title(title, loc="left")
-    axes[-1].set_xlabel("difference in last test top-1 accuracy (percentage points)")
+    which = "test" if table.is_test else "last test"
+    axes[-1].set_xlabel(f"difference in {which} {table.figure_text} (percentage points)")
     figure.suptitle(f"{table.title}\ndots: seeds, bar: mean and 95% Student-t interval", fontsize=12)
     return figure
 
@@ -126,7 +133,11 @@ def _difference_panel(
 def _mean_curve(row: Row) -> Points:
     """Return (epoch, mean, std) at the epochs that every finished seed has, in percent."""
     curves = [
-        {epoch: figures["test_top1"] for epoch, figures in run.curve.items() if "test_top1" in figures}
+        {
+            epoch: figures[run.test_figure]
+            for epoch, figures in run.curve.items()
+            if run.test_figure in figures
+        }
         for run in row.done
     ]
     shared = set.intersection(*map(set, curves)) if curves else set()
@@ -135,6 +146,13 @@ def _mean_curve(row: Row) -> Points:
         values = [curve[epoch] for curve in curves]
         points.append((epoch, fmean(values), stdev(values) if len(values) > 1 else 0.0))
     return points
+
+
+def _marker(epochs: Sequence[int]) -> str:
+    """Mark a lone point, and epochs between which others were not tested."""
+    if len(epochs) == 1:
+        return "o"
+    return "." if len(epochs) < epochs[-1] - epochs[0] + 1 else ""
 
 
 def _appearance(table: Table) -> dict[str, tuple[str, str]]:

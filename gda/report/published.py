@@ -1,10 +1,12 @@
-"""Published CIFAR-100 accuracies, printed below a table of the same recipe and pair.
+"""Published accuracies, printed below a table of the same comparison: CIFAR-100, and miniImageNet few-shot.
 
 They are a line of their own and never a row: how many seeds they average and which epoch they
 report is mostly not stated, and several of them are reported not to reproduce.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 REPDISTILLER = "RepDistiller README"
 MDISTILLER = "mdistiller README"
@@ -59,34 +61,63 @@ _W2S = {
     ("w2s", "resnet20 -> resnet56"): (73.81, 73.86, 74.17),
     ("w2s_v1", "vgg8 -> vgg13"): (76.41, 76.55, 76.84),
 }
+_CIFAR_CAUTION = (
+    "Number of seeds and choice of the epoch are the sources' own; several are reported not to reproduce."
+)
+_FEW_SHOT_PAIRS = ("resnet12_bottle -> resnet36_bottle", "resnet18_bottle -> resnet36_bottle")
+_FEW_SHOT_ROWS: tuple[tuple[str, str, tuple[float | None, ...]], ...] = (
+    ("AdaptConf at the classifier stage 1-shot", W2S, (61.50, 62.29)),
+    ("AdaptConf at the classifier stage 5-shot", W2S, (79.52, 79.96)),
+    ("AdaptConf at the meta stage, classifier as teacher, validation 1-shot", W2S, (65.38, 65.74)),
+    ("AdaptConf at the meta stage, meta-learner as teacher, validation 1-shot", W2S, (66.08, 65.95)),
+)
+_FEW_SHOT_CAUTION = (
+    "Those of the meta stage are validation figures, not test figures. Number of seeds and choice of the "
+    "epoch are the source's own."
+)
+
+Figures = list[tuple[str, str, float]]
+"""(method, source, percent)."""
 
 
 def published_line(dataset: str, recipe: str, pair: str) -> str | None:
     """Write the published figures of a comparison with their sources, or None without any.
 
     Args:
-        dataset: data set name; all figures are CIFAR-100 top-1 in percent.
-        recipe: recipe name.
+        dataset: data set name; the figures are CIFAR-100 top-1 in percent, and for ``mini_imagenet``
+            5-way accuracy in percent.
+        recipe: recipe name; the few-shot figures are of both stages, and stand with any.
         pair: ``teacher -> student``. The zoo's ``cifar_resnet50`` is the papers' ResNet50.
     """
-    if dataset != "cifar100":
+    if dataset == "mini_imagenet":
+        figures = _column(pair, _FEW_SHOT_PAIRS, _FEW_SHOT_ROWS)
+        shared, caution = "data set", _FEW_SHOT_CAUTION
+    elif dataset == "cifar100":
+        figures = _of_cifar(recipe, pair.replace("cifar_resnet50", "resnet50"))
+        shared, caution = "recipe", _CIFAR_CAUTION
+    else:
         return None
-    pair = pair.replace("cifar_resnet50", "resnet50")
-    figures: list[tuple[str, str, float]] = []
-    if recipe == "crd":
-        for pairs, rows in ((_CRD_PAIRS, _CRD_ROWS), (_MIXED_PAIRS, _MIXED_ROWS)):
-            if pair in pairs:
-                column = [(method, source, values[pairs.index(pair)]) for method, source, values in rows]
-                figures = [(method, source, value) for method, source, value in column if value is not None]
-    elif (recipe, pair) in _W2S:
-        figures = [(m, W2S, value) for m, value in zip(_W2S_METHODS, _W2S[recipe, pair], strict=True)]
     if not figures:
         return None
     by_source: dict[str, list[str]] = {}
     for method, source, value in figures:
         by_source.setdefault(source, []).append(f"{method} {value:.2f}")
     listed = "; ".join(f"{', '.join(values)} ({source})" for source, values in by_source.items())
-    return (
-        f"Published for this recipe and pair, not run here: {listed}. Number of seeds and choice of the "
-        f"epoch are the sources' own; several are reported not to reproduce."
-    )
+    return f"Published for this {shared} and pair, not run here: {listed}. {caution}"
+
+
+def _of_cifar(recipe: str, pair: str) -> Figures:
+    if recipe == "crd":
+        return _column(pair, _CRD_PAIRS, _CRD_ROWS) + _column(pair, _MIXED_PAIRS, _MIXED_ROWS)
+    values = _W2S.get((recipe, pair), ())
+    return [(method, W2S, value) for method, value in zip(_W2S_METHODS, values, strict=bool(values))]
+
+
+def _column(
+    pair: str, pairs: Sequence[str], rows: Sequence[tuple[str, str, tuple[float | None, ...]]]
+) -> Figures:
+    """Return the figures of one pair, without those that a source has not."""
+    if pair not in pairs:
+        return []
+    column = [(method, source, values[pairs.index(pair)]) for method, source, values in rows]
+    return [(method, source, value) for method, source, value in column if value is not None]

@@ -8,27 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from gda.report.collect import read_run
+from gda.report.figures import IMAGE_FIGURES, is_few_shot
 from gda.report.records import Figures, Run, finite
-from gda.report.wording import UNKNOWN, number
+from gda.report.single_few_shot import few_shot_notes, few_shot_tables
+from gda.report.wording import IMAGE_NOTE, UNKNOWN, number
 from gda.tracking.atomic import read_json_lines, write_text_atomic
 
 PAGE = "report.md"
 
-FIGURES = (
-    # name, heading, digits
-    ("top1", "top-1 %", 2),
-    ("top5", "top-5 %", 2),
-    ("loss", "loss", 4),
-    ("ece", "ECE", 4),
-    ("agreement", "agreement %", 2),
-    ("teacher_kl", "teacher KL", 4),
-)
 SECONDS = ("train_seconds", "evaluate_seconds", "save_seconds")
 FILES = (
     ("config.yaml", "the resolved config"),
     ("run.json", "identity, code, packages, machine"),
     ("metrics.jsonl", "figures of every epoch"),
     ("timing.jsonl", "seconds of every epoch"),
+    ("episodes.safetensors", "figures of every episode"),
     ("last.pt", "checkpoint of the last epoch"),
     ("best.pt", "weights of the best validation epoch"),
     ("run.log", "what was said"),
@@ -72,8 +66,7 @@ def run_report(folder: Path) -> str:
         f"# {_plain(run.method.label)}: {_plain(run.method.pair)}, seed {run.seed}\n",
         _table(("what", ""), _identity(run, facts)),
         "## Figures\n",
-        _figures(run),
-        "".join(f"- {note}\n" for note in _notes(run)),
+        *_figures(run),
         "## Time\n",
         _table(("what", ""), _time(folder)),
         "## Origin\n",
@@ -98,11 +91,21 @@ def _identity(run: Run, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("study", str(facts.get("study") or UNKNOWN)),
         ("group", method.group),
         ("state", run.state if run.finished else run.progress),
-        ("epochs", UNKNOWN if run.epochs is None else str(run.epochs)),
+        *([] if run.is_test else [("epochs", UNKNOWN if run.epochs is None else str(run.epochs))]),
     ]
 
 
-def _figures(run: Run) -> str:
+def _figures(run: Run) -> list[str]:
+    """Tabulate what the run's task measures, and say what it is."""
+    if is_few_shot(run):
+        tables = [
+            f"### {heading}\n\n{_table(lines[0], lines[1:])}" for heading, lines in few_shot_tables(run)
+        ]
+        return [*tables, "".join(f"- {note}\n" for note in few_shot_notes(run))]
+    return [_image_figures(run), "".join(f"- {note}\n" for note in _notes(run))]
+
+
+def _image_figures(run: Run) -> str:
     """Tabulate the figures of teacher, last and best epoch on every split that has some."""
     rows: list[tuple[str, Figures, str]] = []
     before = run.curve.get(0, {})
@@ -114,11 +117,11 @@ def _figures(run: Run) -> str:
                 (f"best validation epoch ({run.best.get('epoch', 0):.0f}), {split}", run.best, f"{split}_")
             )
     table = [
-        (name, *(_figure(figures, prefix + key, digits) for key, _, digits in FIGURES))
+        (name, *(_figure(figures, prefix + key, digits) for key, _, digits in IMAGE_FIGURES))
         for name, figures, prefix in rows
         if prefix + "top1" in figures
     ]
-    return _table(("", *(heading for _, heading, _ in FIGURES)), table)
+    return _table(("", *(heading for _, heading, _ in IMAGE_FIGURES)), table)
 
 
 def _notes(run: Run) -> list[str]:
@@ -131,11 +134,7 @@ def _notes(run: Run) -> list[str]:
                 f"Oracle: {number(run.oracle)} % test top-1 at epoch {run.oracle_epoch}, the highest of all "
                 "epochs. It was selected on the test set and is too high as an estimate: not a result."
             )
-    lines.append(
-        "Loss is the cross-entropy to the labels and teacher KL is KL(teacher || student), both in nats an "
-        "image; ECE is the expected calibration error over 15 bins; agreement is the share of images to "
-        "which student and teacher give the same class."
-    )
+    lines.append(IMAGE_NOTE)
     return lines
 
 
@@ -174,6 +173,7 @@ def _origin(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("CPU", f"{cpu.get('model') or UNKNOWN}, {cpu.get('usable') or UNKNOWN} usable"),
         ("GPUs", gpus),
         ("teacher weights", str(facts.get("teacher_weights") or "none")),
+        *([("encoder weights", str(encoder))] if (encoder := facts.get("encoder_weights")) else []),
         ("created", str(facts.get("created") or UNKNOWN)),
     ]
 

@@ -9,7 +9,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from gda.report.aggregate import Table
-from gda.report.columns import Column, columns
+from gda.report.column import Column, RowT, explained
+from gda.report.columns import columns
+from gda.report.episode_table import EACH_RUN, episode_columns, episode_rows
 from gda.report.notes import notes
 from gda.report.records import Fault, Study
 
@@ -20,13 +22,17 @@ PIPE_WIDTH = 240
 def markdown_table(table: Table) -> str:
     """Write one table with its notes; the largest mean of a ranked column is bold."""
     chosen = columns(table)
+    return _markdown(chosen, table.rows, notes(table, chosen))
+
+
+def _markdown(columns: Sequence[Column[RowT]], rows: Sequence[RowT], notes: Sequence[str]) -> str:
     lines = [
-        f"| {' | '.join(column.heading for column in chosen)} |",
-        f"| {' | '.join('---:' if column.figure else '---' for column in chosen)} |",
+        f"| {' | '.join(column.heading for column in columns)} |",
+        f"| {' | '.join('---:' if column.figure else '---' for column in columns)} |",
     ]
-    cells = [_bold_largest(table, column) for column in chosen]
+    cells = [_bold_largest(rows, column) for column in columns]
     lines += [f"| {' | '.join(_escape(text) for text in row)} |" for row in zip(*cells, strict=True)]
-    lines += ["", *(f"- {_escape(note)}" for note in notes(table))]
+    lines += ["", *(f"- {_escape(note)}" for note in notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -43,6 +49,9 @@ def markdown_page(
     blocks = [f"# Study {_escape(study.name)}\n", f"{summary_line(study)}\n"]
     for table in tables:
         blocks += [f"## {_escape(table.title)}\n", markdown_table(table)]
+        if tested := episode_rows(table):
+            shown = episode_columns(tested)
+            blocks += [f"### {EACH_RUN}\n", _markdown(shown, tested, explained(shown))]
         blocks += [f"![{text}]({name})\n" for name, text in pictures.get(table.title, ())]
     if study.faults:
         listed = "".join(f"- {_escape(str(fault))}\n" for fault in study.faults)
@@ -52,23 +61,42 @@ def markdown_page(
 
 def print_tables(study: Study, tables: Sequence[Table], console: Console | None = None) -> None:
     """Print every table with its notes to the terminal, without the secondary columns of the page."""
-    console = console or Console()
-    if not console.is_terminal:
-        # A pipe or a file has no width; wrapped cells there can be read by nobody.
-        console.width = max(console.width, PIPE_WIDTH)
+    console = widened(console or Console())
     console.print(Text(f"Study {study.name}. {summary_line(study)}"))
     for table in tables:
         chosen = [column for column in columns(table) if column.primary]
-        grid = RichTable(title=Text(table.title), title_justify="left")
-        for column in chosen:
-            grid.add_column(column.heading, justify="right" if column.figure else "left", overflow="fold")
-        for row in table.rows:
-            grid.add_row(*(Text(column.text(row)) for column in chosen))
-        console.print()
-        console.print(grid)
-        for note in notes(table):
-            console.print(Text(f"- {note}"), soft_wrap=not console.is_terminal)
+        print_grid(console, table.title, chosen, table.rows, notes(table, chosen))
+        if tested := episode_rows(table):
+            shown = [column for column in episode_columns(tested) if column.primary]
+            print_grid(console, EACH_RUN, shown, tested, explained(shown))
     _print_faults(study.faults, console)
+
+
+def print_grid(
+    console: Console,
+    title: str,
+    columns: Sequence[Column[RowT]],
+    rows: Sequence[RowT],
+    notes: Sequence[str],
+) -> None:
+    """Print rows under their headings, and notes below."""
+    grid = RichTable(title=Text(title), title_justify="left")
+    for column in columns:
+        grid.add_column(Text(column.heading), justify="right" if column.figure else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(column.text(row)) for column in columns))
+    console.print()
+    console.print(grid)
+    for note in notes:
+        console.print(Text(f"- {note}"), soft_wrap=not console.is_terminal)
+
+
+def widened(console: Console) -> Console:
+    """Give a console that is no terminal the width of a table, and return it."""
+    if not console.is_terminal:
+        # A pipe or a file has no width; wrapped cells there can be read by nobody.
+        console.width = max(console.width, PIPE_WIDTH)
+    return console
 
 
 def summary_line(study: Study) -> str:
@@ -87,11 +115,11 @@ def summary_line(study: Study) -> str:
     return f"{study.finished} of {len(there) + missing} runs finished{ending}.{none}"
 
 
-def _bold_largest(table: Table, column: Column) -> list[str]:
-    texts = [column.text(row) for row in table.rows]
+def _bold_largest(rows: Sequence[RowT], column: Column[RowT]) -> list[str]:
+    texts = [column.text(row) for row in rows]
     if column.ranked is None:
         return texts
-    means = [column.ranked(row).mean for row in table.rows]
+    means = [column.ranked(row).mean for row in rows]
     largest = max((mean for mean in means if mean is not None), default=None)
     if largest is None or sum(mean is not None for mean in means) < 2:
         return texts  # one figure alone is the largest of nothing

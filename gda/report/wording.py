@@ -9,6 +9,11 @@ from gda.report.spread import Difference, Summary
 
 UNKNOWN = "n/a"
 NOT_APPLICABLE = "–"
+IMAGE_NOTE = (
+    "Loss is the cross-entropy to the labels and teacher KL is KL(teacher || student), both in nats an "
+    "image; ECE is the expected calibration error over 15 bins; agreement is the share of images to "
+    "which student and teacher give the same class."
+)
 
 
 def mean_and_std(summary: Summary, runs: int | None = None) -> str:
@@ -36,11 +41,20 @@ def difference(value: Difference | None) -> str:
         return NOT_APPLICABLE
     if value.mean is None:
         return UNKNOWN
-    if value.low is None or value.high is None:
-        interval = f"[{UNKNOWN}]"
-    else:
-        interval = f"[{signed(value.low)}, {signed(value.high)}]"
-    return f"{signed(value.mean)} {interval}{'†' if value.excludes_zero else ''} (n={value.n})"
+    return f"{with_interval(value.mean, value.low, value.high, value.excludes_zero)} (n={value.n})"
+
+
+def with_interval(mean: float, low: float | None, high: float | None, excludes_zero: bool) -> str:
+    """Write a difference as ``+1.23 [+0.80, +1.66]``, with a dagger where the interval excludes 0."""
+    interval = f"[{UNKNOWN}]" if low is None or high is None else f"[{signed(low)}, {signed(high)}]"
+    return f"{signed(mean)} {interval}{'†' if excludes_zero else ''}"
+
+
+def mean_and_half(mean: float | None, half: float | None) -> str:
+    """Write ``61.23 ± 0.45``, a mean with half the width of its interval."""
+    if mean is None:
+        return UNKNOWN
+    return f"{number(mean)} ± {UNKNOWN if half is None else number(half)}"
 
 
 def number(value: float, digits: int = 2) -> str:
