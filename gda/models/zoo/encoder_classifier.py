@@ -81,15 +81,14 @@ def with_head(encoder: Encoder, num_classes: int | None, head: str) -> nn.Module
     Args:
         encoder: The encoder.
         num_classes: Size of the output, or ``None``.
-        head: A name of :data:`gda.models.zoo.heads.HEADS`.
+        head: A name of :data:`gda.models.zoo.heads.HEADS`; left out where there are no classes, so that a
+            student of any head can go on as an encoder.
 
     Raises:
-        UserError: There is no such head, or one that was asked for lacks a number of classes.
+        UserError: There is no such head.
     """
     if head not in HEADS:
         raise UserError(f"there is no head {head!r}; {did_you_mean(head, HEADS)}")
-    if num_classes is not None:
-        return EncoderClassifier(encoder, HEADS[head](encoder.out_features, num_classes))
-    if head != "linear":
-        raise UserError(f"num_classes=None means an encoder without a head; head={head} needs num_classes=N")
-    return encoder
+    if num_classes is None:
+        return encoder
+    return EncoderClassifier(encoder, HEADS[head](encoder.out_features, num_classes))
