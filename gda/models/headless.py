@@ -8,7 +8,7 @@ from gda.errors import UserError
 from gda.models.layout import layout_of
 
 LEFT_OUT = "head_left_out"
-"""Attribute of a model without its head: the head's module path, by which weights of it are recognised."""
+"""Attribute of a model without its head: the names of the weights that the head had."""
 
 
 def leave_out_head(model: nn.Module) -> nn.Module:
@@ -26,17 +26,18 @@ def leave_out_head(model: nn.Module) -> nn.Module:
     layout = layout_of(model)
     if layout.head is None:
         raise UserError(f"{type(model).__name__} has no head that could be left out; take another encoder")
+    names = set(model.state_dict())
     model.set_submodule(layout.head, nn.Identity())
     model.layout = replace(layout, head=None, encoder="")  # type: ignore[assignment]
-    mark(model, layout.head)
+    mark(model, names - set(model.state_dict()))
     return model
 
 
-def mark(model: nn.Module, head: str) -> None:
-    """Remembers where the head was.
+def mark(model: nn.Module, head: set[str]) -> None:
+    """Remembers which weights were the head's, so that a file which holds them is read all the same.
 
     Args:
         model: A model without its head.
-        head: The head's module path.
+        head: Names of the head's weights.
     """
     setattr(model, LEFT_OUT, head)

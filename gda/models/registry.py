@@ -121,10 +121,11 @@ def _create_timm(timm_name: str, num_classes: int | None, **options: Any) -> nn.
     import timm
 
     # timm's own "no head" is zero classes.
-    model: nn.Module = timm.create_model(timm_name, num_classes=num_classes or 0, **options)
-    head = getattr(model, "pretrained_cfg", {}).get("classifier")
-    if num_classes is None and head:
-        mark(model, head if isinstance(head, str) else head[0])
+    model: Any = timm.create_model(timm_name, num_classes=num_classes or 2, **options)
+    if num_classes is None:
+        names = set(model.state_dict())
+        model.reset_classifier(0)  # timm's own "no head"; some models have two, or a norm in theirs
+        mark(model, names - set(model.state_dict()))
     return model
 
 

@@ -11,6 +11,7 @@ from gda.config.schema import Recipe
 from gda.config.task_needs import CLASSIFICATION, TaskNeeds
 from gda.data.dataset import ImageDataset, ImageSplit
 from gda.data.loader import Batch, TensorLoader
+from gda.data.pipeline import Pipeline
 from gda.data.transforms import Transform, without_augmentation
 from gda.distillers.distiller import Distiller
 from gda.distillers.term import ModelOutput, Progress, RunFacts, View
@@ -91,19 +92,24 @@ class ClassificationTask:
             for name, split in held_out.items()
             if split is not None
         }
+        train = ImageSplit(self.train_loader.images, self.train_loader.targets)  # already on the device
+        size = dataset.train.images.shape[-1]
+        plain = without_augmentation(train_transforms, size)
         self._plain_epoch = recipe.epochs - 1 if recipe.last_epoch_without_augmentation else None
         if self._plain_epoch is not None:
-            plain = without_augmentation(train_transforms, dataset.train.images.shape[-1])
-            self.plain_loader = loader(dataset.train, recipe.batch_size, plain, True)
+            self.plain_loader = loader(train, recipe.batch_size, plain, True)
         self.steps = len(self.train_loader)
         self._teacher_logits: dict[str, list[Tensor]] = {}
         if teacher is not None:
             teacher.eval().requires_grad_(False)
         self._student_taps = features(student, distiller.student_features)
         self._teacher_taps = None if teacher is None else features(teacher, distiller.teacher_features)
-        train = ImageSplit(self.train_loader.images, self.train_loader.targets)  # already on the device
         # Of the recipe's batch size, not that of evaluation, which may change a measurement's last digit.
-        in_order = partial(loader, train, recipe.batch_size, test_transforms, False)
+        # Few-shot data sets keep images to train on larger than those that the test transforms are for.
+        seen = self.train_loader.pipeline.output_size(size)
+        fits = Pipeline(test_transforms, dataset.mean, dataset.std).output_size(size) == seen
+        as_tested = test_transforms if fits else plain
+        in_order = partial(loader, train, recipe.batch_size, as_tested, False)
         self._set_up_terms(dataset, in_order)
 
     def _set_up_terms(self, dataset: ImageDataset, in_order: Callable[[], TensorLoader]) -> None:
@@ -132,8 +138,10 @@ class ClassificationTask:
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the training batches of an epoch (see :class:`gda.data.loader.TensorLoader`)."""
-        loader = self.plain_loader if epoch == self._plain_epoch else self.train_loader
-        yield from loader.batches(epoch, start_step)
+        yield from self._loader_of(epoch).batches(epoch, start_step)
+
+    def _loader_of(self, epoch: int) -> TensorLoader:
+        return self.plain_loader if epoch == self._plain_epoch else self.train_loader
 
     def training_step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Returns the loss of one batch: teacher without gradients, student with."""
@@ -155,7 +163,8 @@ class ClassificationTask:
         """Augments the same images once more for each view that a term asks for, and runs both models."""
         views = {}
         for name in self.distiller.needs_views:
-            images = self.train_loader.view(batch.indices, name, progress.epoch, progress.step)
+            loader = self._loader_of(progress.epoch)
+            images = loader.view(batch.indices, name, progress.epoch, progress.step)
             student = ModelOutput(self.student(images), self._student_taps.collect())
             views[name] = View(images, student, self.ask_teacher(images))
         return views

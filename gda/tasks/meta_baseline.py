@@ -113,7 +113,7 @@ class MetaBaselineTask:
         episode_seed: Annotated[int, NonNegative] = 0,
     ) -> None:
         model = MetaBaseline(student, metric, temperature, learnable_temperature).to(device)
-        self.student = model
+        self.student: nn.Module = model
         self.teacher: MetaBaseline | None = None
         if teacher is not None:
             self.teacher = MetaBaseline(
@@ -137,8 +137,8 @@ class MetaBaselineTask:
             classes=dataset.base_classes,
         )
 
-        def episode_loader(transforms: Mapping[str, Transform | None]) -> EpisodeLoader:
-            return EpisodeLoader(dataset.base, sampler, transforms, dataset.mean, dataset.std, device)
+        def episode_loader(split: ImageSplit, transforms: Mapping[str, Transform | None]) -> EpisodeLoader:
+            return EpisodeLoader(split, sampler, transforms, dataset.mean, dataset.std, device)
 
         def loader(
             split: ImageSplit, transforms: Mapping[str, Transform | None] = test_transforms
@@ -154,13 +154,14 @@ class MetaBaselineTask:
             )
 
         plain = without_augmentation(train_transforms, dataset.base.images.shape[-1])
-        self.train_loader = episode_loader(train_transforms)
-        self._plain_epoch = recipe.epochs - 1 if recipe.last_epoch_without_augmentation else None
+        self.train_loader = episode_loader(dataset.base, train_transforms)
+        base = ImageSplit(self.train_loader.images, dataset.base.targets.to(device))  # already on the device
+        self._plain_epoch = None
+        if recipe.last_epoch_without_augmentation and self.train_loader.pipeline.random:
+            self._plain_epoch = recipe.epochs - 1
         if self._plain_epoch is not None:
-            self.plain_loader = episode_loader(plain)
-        self._base_images = (
-            None if self.train_loader.pipeline.random else loader(dataset.base, train_transforms)
-        )
+            self.plain_loader = episode_loader(base, plain)
+        self._base_images = None if self.train_loader.pipeline.random else loader(base, train_transforms)
         self._teacher_features: Tensor | None = None
         self.novel = EpisodeEvaluation(
             dataset, loader, Episodes(way, tuple(shots), query, episodes_per_batch, batches, episode_seed)

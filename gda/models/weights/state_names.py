@@ -55,14 +55,10 @@ def part_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     names = {name for name in model.state_dict() if not name.endswith(OPTIONAL)}
     encoder = {key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)}
     whole, part = _without_head(model, state), _without_head(model, encoder)
-    if names <= whole.keys() or not encoder:
-        return whole
-    # An encoder may itself have a part called encoder: only one of both readings fits it.
-    if names <= part.keys() or not any(name.startswith(ENCODER) for name in names):
-        return part
-    return whole
+    # An encoder may itself have a part called encoder: the reading that knows more of its names is meant.
+    return part if len(names & part.keys()) > len(names & whole.keys()) else whole
 
 
 def _without_head(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    head = getattr(model, LEFT_OUT, None)
-    return {key: value for key, value in state.items() if head is None or not key.startswith(f"{head}.")}
+    head = getattr(model, LEFT_OUT, ())
+    return {key: value for key, value in state.items() if key not in head}

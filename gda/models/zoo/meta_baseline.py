@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gda.errors import UserError
 from gda.models.layout import Layout
-from gda.models.zoo.similarity import find_metric
+from gda.models.zoo.similarity import find_metric, full_precision
 
 
 class MetaBaseline(nn.Module):
@@ -88,4 +88,5 @@ class MetaBaseline(nn.Module):
         Returns:
             Logits ``(episodes, queries, way)``.
         """
-        return self.similarity(query_features, shot_features.mean(dim=-2)) * self.temp
+        means = full_precision(shot_features).mean(dim=-2)
+        return self.similarity(query_features, means) * self.temp

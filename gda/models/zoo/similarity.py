@@ -1,11 +1,13 @@
 """How alike features and class prototypes are: the metrics of few-shot learning.
 
 All of them take features ``(..., n, width)`` and prototypes ``(..., classes, width)`` with the same
-leading dimensions, such as episodes, and return ``(..., n, classes)``; larger means more alike.
+leading dimensions, such as episodes, and return ``(..., n, classes)``; larger means more alike. They compute
+in float32 or better, also within autocast: in half precision near classes are equally near.
 """
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,12 +19,20 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 
 def dot_product(features: Tensor, prototypes: Tensor) -> Tensor:
     """Returns the inner products."""
-    return features @ prototypes.mT
+    with torch.autocast(features.device.type, enabled=False):
+        return full_precision(features) @ full_precision(prototypes).mT
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """Returns values in float32, or in what they have if that is more."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def cosine(features: Tensor, prototypes: Tensor) -> Tensor:
     """Returns the cosines of the angles, in [-1, 1]; a vector of zeros has cosine 0 with all others."""
-    return dot_product(F.normalize(features, dim=-1), F.normalize(prototypes, dim=-1))
+    return dot_product(
+        F.normalize(full_precision(features), dim=-1), F.normalize(full_precision(prototypes), dim=-1)
+    )
 
 
 def negative_squared_distance(features: Tensor, prototypes: Tensor) -> Tensor:
