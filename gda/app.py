@@ -19,8 +19,8 @@ from gda.config.identity import Identity
 from gda.config.inputs import identify_run, run_path, weights_identity
 from gda.config.loss_nodes import uses_teacher
 from gda.config.schema import Tracking
-from gda.config.stages import AUTO, needs_of, runs_before
-from gda.config.weights import roles, weights_at_hand, weights_file
+from gda.config.stages import needs_of, runs_before
+from gda.config.weights import roles, to_fetch, weights_at_hand, weights_file
 from gda.description import description_of, figure_of
 from gda.errors import RunInterrupted, UserError
 from gda.report.publish import publish
@@ -87,13 +87,14 @@ def run(config: DictConfig) -> None:
         raise SystemExit(RunInterrupted.exit_code) from None
 
 
-def finish(config: Config, is_input: bool = False) -> FinishedRun:
+def finish(config: Config, is_input: bool = False, needed: str = LAST) -> FinishedRun:
     """Makes sure that a run is finished, doing only what is missing.
 
     Args:
         config: The resolved config.
         is_input: Whether another run builds on it, as on a teacher. Several may ask for it at once: one
             makes it, the others wait.
+        needed: The checkpoint that an input is there for: without it the run is made again.
 
     Raises:
         ConfigFaults: The config can't be run.
@@ -104,14 +105,16 @@ def finish(config: Config, is_input: bool = False) -> FinishedRun:
     identity = identify_run(config)
     title = _title(config, identity, is_input)
     folder = RunFolder(run_path(config, identity))
-    # An input is there to be loaded: without its weights it is made again.
-    usable = not is_input or (folder.path / LAST).exists()
-    if folder.is_done() and usable:
+
+    def is_usable() -> bool:
+        return folder.is_done() and (not is_input or (folder.path / needed).exists())
+
+    if is_usable():
         logger.log(logging.DEBUG if is_input else logging.INFO, "%s: finished before, %s", title, folder)
         return FinishedRun(folder.path, identity, folder.status()["result"], was_done=True)
     files = _input_files(config)
     with folder.owned(wait=is_input, on_wait=logger.info):
-        if not (folder.is_done() and usable):  # another process may have finished it while this one waited
+        if not is_usable():  # another process may have finished it while this one waited
             _work(config, identity, folder, files, title)
     return FinishedRun(folder.path, identity, folder.status()["result"], was_done=False)
 
@@ -131,10 +134,9 @@ def require_runnable(config: Config) -> None:
 
 def _named(config: Config) -> str:
     """Names a run that has been checked only."""
-    if not weights_at_hand(config):
-        named = [str(config[role]["checkpoint"]) for role in roles(config)]
-        where = " and ".join(text for text in named if text not in ("None", AUTO))
-        return f"the weights will be fetched from {where}, and checked then"
+    fetched = to_fetch(config)
+    if fetched:
+        return f"the weights will be fetched from {' and '.join(dict.fromkeys(fetched))}, and checked then"
     return f"{identify_run(config).name}, seed {config['seed']}"
 
 
@@ -157,8 +159,8 @@ def _input_files(config: Config) -> InputFiles:
     before = runs_before(config)
     for role in roles(config):
         if role in before:
-            made = finish(before[role], is_input=True)
-            files[role] = made.folder / f"{config[role]['checkpoint_select']}.pt"
+            needed = f"{config[role]['checkpoint_select']}.pt"
+            files[role] = finish(before[role], is_input=True, needed=needed).folder / needed
         else:
             files[role] = weights_file(config, role)
     return InputFiles(**files)

@@ -13,6 +13,7 @@ from gda.config.fit import (
     check_batches,
     check_dataset,
     check_device,
+    check_image_sizes,
     check_loss,
     check_optimizer,
     check_place,
@@ -24,7 +25,7 @@ from gda.config.fit import (
 )
 from gda.config.models_fit import check_models, check_tested_model
 from gda.config.schema import Config
-from gda.config.stages import needs_of, runs_before
+from gda.config.stages import AUTO, needs_of, runs_before, tested_run, with_runs_before
 from gda.config.structure import check_structure
 from gda.config.weights import roles, weights_file
 from gda.config.weights_fit import check_encoder_weights, check_teacher_weights
@@ -79,7 +80,7 @@ def check(config: Mapping[str, Any]) -> list[Fault]:
         faults += check_tracking(config["tracking"])
     if not {"study", "runs", "tracking"} & broken:
         faults += check_place(config)
-    if "encoder" not in broken and "dataset" not in broken:
+    if not {"encoder", "dataset"} & broken:
         faults += _check_stages_before(config, faults)
     return faults
 
@@ -89,8 +90,9 @@ def _check_training(config: Mapping[str, Any], broken: set[str], facts: Facts | 
     faults = []
     if not {"recipe", "student"} & broken:
         faults += check_recipe(config)
-        if facts is not None:
-            faults += check_batches(config["recipe"], facts)
+        if facts is not None:  # episodes take the place of batches
+            sized = check_batches if needs_of(config).head else check_image_sizes
+            faults += sized(config["recipe"], facts)
     if not {"recipe", "distiller"} & broken:
         faults += check_optimizer(config)
     if not {"distiller", "alignment", "ground_truth"} & broken:
@@ -109,6 +111,9 @@ def _check_test(config: Mapping[str, Any], broken: set[str], facts: Facts | None
     """Checks what a run that only measures needs."""
     if {"student", "encoder", "recipe"} & broken:
         return []
+    if config["encoder"]["checkpoint"] == AUTO and not needs_of(tested_run(config)).trains:
+        what = "a test learns nothing that could be tested"
+        return [Fault("task.stage", what, "task@task.stage=meta_baseline")]
     faults, size = ([], None) if facts is None else size_of_test_images(config["recipe"], facts)
     return faults + check_tested_model(config, None if facts is None else facts.classes, size)
 
@@ -119,32 +124,34 @@ def _check_stages_before(config: Mapping[str, Any], known: Iterable[Fault]) -> l
     Plain training with the same recipe, as a classifier's teacher, has no faults of its own.
     """
     needs = needs_of(config)
-    if not needs.encoder or (config["encoder"]["recipe"] is None and needs.trains):
+    without = config["encoder"]["recipe"] is None and needs.trains
+    if not needs.encoder or without or any(fault.where == "task.stage" for fault in known):
         return []
-    said = {(fault.where, fault.what) for fault in known}
-    faults: dict[Fault, None] = {}
+    said = {fault.where for fault in known}
+    data_said = any(where.startswith("dataset") for where in said)
+    faults: dict[str, Fault] = {}
     for role, before in runs_before(config).items():
-        moved = _places(config, before)
+        moved = _places(config, before, role)
         for fault in check(before):
             first, dot, rest = fault.where.partition(".")
             where = f"{moved.get(first, first)}{dot}{rest}"
-            if (where, fault.what) in said:
+            # All stages have the same data: what is wrong with it has been said.
+            if where in said or where in faults or (first == "dataset" and data_said):
                 continue
-            said.add((where, fault.what))
-            fix = fault.fix.replace(fault.where, where)
             who = "the run to be tested" if not needs.trains else f"the {role}, which is made first"
             shown = fault.what if first in moved else f"{fault.what} [in {who}]"
-            faults[Fault(where, shown, fix)] = None
-    return list(faults)
+            faults[where] = Fault(where, shown, fault.fix.replace(fault.where, where))
+    return list(faults.values())
 
 
-def _places(config: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, str]:
+def _places(config: Mapping[str, Any], before: Mapping[str, Any], role: str) -> dict[str, str]:
     """Says where the nodes of a stage before stand in a config."""
     if not needs_of(config).trains:
         return {"task": "task.stage"}
+    places = {"student": role} if role == "teacher" else {}
     if before["task"]["name"] != config["task"]["name"]:
-        return {"task": "encoder.task", "recipe": "encoder.recipe"}
-    return {}
+        places |= {"task": "encoder.task", "recipe": "encoder.recipe"}
+    return places
 
 
 def fetch_weights(configs: Iterable[Mapping[str, Any]]) -> list[Fault]:
@@ -154,7 +161,7 @@ def fetch_weights(configs: Iterable[Mapping[str, Any]]) -> list[Fault]:
         What could not be had. What was had must still be checked: :func:`check` again.
     """
     faults: dict[Fault, None] = {}
-    for config in configs:
+    for config in (each for asked in configs for each in with_runs_before(asked)):
         for role in roles(config):
             try:
                 weights_file(config, role)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gda.config.faults import Fault
+from gda.config.stages import needs_of
 from gda.data.few_shot.listing import FewShotFacts, SplitFacts, some
 
 
@@ -22,10 +23,13 @@ def check_episodes(config: Mapping[str, Any], facts: FewShotFacts) -> list[Fault
         wanted = (task["train_way"], task["train_shot"], task["train_query"])
         faults += _faults("base", facts.base, wanted, "train_")
     most = (task["way"], max(task["shots"]), task["query"])
-    for name, split in (("validation", facts.validation), ("test", facts.test)):
-        if split is not None:
-            faults += _faults(name, split, most, "")
-    return list({fault.where: fault for fault in faults}.values())
+    validation = facts.validation if needs_of(config).trains else None  # a test chooses nothing
+    splits = [(name, each) for name, each in (("validation", validation), ("test", facts.test)) if each]
+    # What fits the poorest split fits both: one fault, whose advice is enough.
+    by_classes = min(splits, key=lambda split: len(split[1].counts))
+    by_images = min(splits, key=lambda split: min(split[1].counts.values()))
+    found = [fault for name, split in (by_classes, by_images) for fault in _faults(name, split, most, "")]
+    return faults + list({fault.where: fault for fault in reversed(found)}.values())
 
 
 def _faults(name: str, split: SplitFacts, wanted: tuple[int, int, int], prefix: str) -> list[Fault]:

@@ -12,7 +12,7 @@ from gda.config.baselines import TEACHERS
 from gda.config.faults import Fault
 from gda.config.loss_nodes import active_terms, optimizer_node, uses_teacher
 from gda.config.signature import construct, locate
-from gda.config.stages import needs_of
+from gda.config.stages import AUTO, needs_of
 from gda.data.few_shot.listing import FewShotFacts
 from gda.data.few_shot.source import FewShotSource
 from gda.data.source import DatasetFacts
@@ -50,7 +50,8 @@ def check_recipe(config: Mapping[str, Any]) -> list[Fault]:
     """Checks what a recipe must have whatever the data set: a learning rate, an optimiser, a batch."""
     recipe = config["recipe"]
     trained = [config["student"].get("name")]
-    if config["teacher"].get("checkpoint") == "auto" and config["teacher"].get("name") is not None:
+    made = config["teacher"].get("checkpoint") == AUTO and config["teacher"].get("name") is not None
+    if made and config["task"].get("teacher_kind") != "classifier":  # which the encoder's recipe trains
         trained.append(config["teacher"]["name"])
     faults = []
     known = recipe["lr_by_model"]
@@ -94,10 +95,10 @@ def check_batches(recipe: Mapping[str, Any], facts: Facts) -> list[Fault]:
     elif not recipe["drop_last"] and size % batch == 1 and batch > 1:
         what = f"the last batch of an epoch would hold one image ({size} images in batches of {batch})"
         faults.append(Fault("recipe.batch_size", what, "recipe.drop_last=true"))
-    return faults + _check_image_sizes(recipe, facts)
+    return faults + check_image_sizes(recipe, facts)
 
 
-def _check_image_sizes(recipe: Mapping[str, Any], facts: Facts) -> list[Fault]:
+def check_image_sizes(recipe: Mapping[str, Any], facts: Facts) -> list[Fault]:
     """Follows the image size through the transforms: all images must come out alike."""
     return image_size(recipe, facts)[0]
 

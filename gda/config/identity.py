@@ -110,7 +110,8 @@ def identify_test(config: Mapping[str, Any], tested: Mapping[str, Any], data: st
     Args:
         config: The test's resolved config.
         tested: What is known of the tested run: ``group``, ``label``, ``pair``, ``twin_group`` and
-            ``vanilla_group``; and ``state``, which of its states is tested.
+            ``vanilla_group``; ``state``, which of its states is tested; and ``folder``, what its folder's
+            name says instead of the label.
         data: As in :func:`identify`.
     """
 
@@ -118,14 +119,18 @@ def identify_test(config: Mapping[str, Any], tested: Mapping[str, Any], data: st
         if of is None:
             return None
         nodes = _result_nodes(config)
-        nodes = {name: nodes[name] for name in ("dataset", "task")}
-        nodes["task"].pop("stage", None)  # it is part of the tested run
+        nodes = {name: nodes[name] for name in ("dataset", "student", "task")}
+        # The stage is part of the tested run, but for what a test reads of it.
+        stage = nodes["task"].pop("stage", None) or {}
+        nodes["task"]["metric"] = nodes["task"]["metric"] or stage.get("metric", "cos")
         nodes["recipe"] = {"test_transforms": _result_nodes(config)["recipe"]["test_transforms"]}
+        nodes["trainer"] = {"precision": config["trainer"]["precision"]}
         return _hash(nodes, {"tested": of, "state": tested["state"]}, data)
 
     own = group(tested["group"])
     assert own is not None
-    name = f"{config['dataset']['name']}-test-{tested['recipe']}-{tested['pair']}-{tested['label']}"
+    said = tested.get("folder", tested["label"])
+    name = f"{config['dataset']['name']}-test-{tested['recipe']}-{tested['pair']}-{said}"
     return Identity(
         group=own,
         label=tested["label"],

@@ -9,9 +9,8 @@ from gda.config.identity import Identity, identify, identify_test
 from gda.config.loss_nodes import uses_teacher
 from gda.config.signature import construct
 from gda.config.stages import AUTO, encoder_run, needs_of, teacher_run, tested_run
-from gda.config.weights import weights_file
+from gda.config.weights import named_run, weights_file, weights_source
 from gda.models.weights.checkpoints import file_hash
-from gda.tracking.run_folder import RunFolder
 
 
 def identify_run(config: Mapping[str, Any]) -> Identity:
@@ -34,7 +33,7 @@ def run_path(config: Mapping[str, Any], identity: Identity) -> Path:
 def facts_of(config: Mapping[str, Any], identity: Identity) -> dict[str, Any]:
     """Returns what a run is in plain words, for ``run.json`` and a sweep's plan."""
     facts = _method_facts(config) if needs_of(config).trains else dict(tested_facts(config))
-    for key in ("state", "group", "twin_group", "vanilla_group", "label"):
+    for key in ("state", "folder", "group", "twin_group", "vanilla_group", "label"):
         facts.pop(key, None)
     return {
         "group": identity.group,
@@ -64,19 +63,18 @@ def tested_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         tested = tested_run(config)
         identity = identify_run(tested)
         return {**_of_run(facts_of(tested, identity)), "state": state}
-    folder = RunFolder(Path(encoder["checkpoint"]))
-    described = folder.description()
-    if described.get("group"):
-        return {**_of_run(described), "state": state}
-    path = weights_file(config, "encoder")
+    folder = named_run(config)
+    if folder is not None:
+        return {**_of_run(folder.description()), "state": state}
+    source, path = weights_source(config, "encoder"), weights_file(config, "encoder")
+    assert source is not None
     assert path is not None
-    facts = _of_run({"student": config["student"]["name"], "recipe": config["recipe"]["name"]})
+    name, said = config["student"]["name"], Path(source.text).stem  # where it was fetched to says nothing
     return {
-        **facts,
+        **_of_run({"student": name, "pair": name, "recipe": "weights", "label": f"weights {said}"}),
         "group": file_identity(path, encoder["weights"]),
-        "label": f"weights {path.stem}",
-        "pair": config["student"]["name"],
-        "state": state,
+        "folder": "weights",  # one file is one test, whatever it is called
+        "state": "file",
     }
 
 

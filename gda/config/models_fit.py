@@ -115,6 +115,7 @@ def _check_parts(
     }
     faults = []
     parts: dict[str, Term | Plugin] = {}
+    turned_down: set[str] = set()
     for path, (node, kind) in nodes.items():
         try:
             part = construct({key: value for key, value in node.items() if key != "weight"})
@@ -130,13 +131,15 @@ def _check_parts(
         parts[path] = part
         if needs_of(config).logits_only and not _compares_logits(part):
             faults.append(_needs_more_than_logits(path, config))
+            turned_down.add(path)
             continue
         refused = []
         if image_size is not None and len(models) == len(_ROLES):
             refused = _refusals(path, part, config, models, classes or 10, image_size)
         # A method that says what it needs says more than a list of modules does.
         faults += refused or _missing_taps(path, part, config, models)
-    return faults + _check_plugins(config, parts) + _check_views(config, parts)
+    served = {path: part for path, part in parts.items() if path not in turned_down}
+    return faults + _check_plugins(config, parts) + _check_views(config, served)
 
 
 def _compares_logits(part: Term | Plugin) -> bool:

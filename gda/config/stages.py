@@ -87,6 +87,11 @@ def runs_before(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return runs
 
 
+def with_runs_before(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns a config and those of all runs that it builds on, however deep."""
+    return [config, *(each for before in runs_before(config).values() for each in with_runs_before(before))]
+
+
 def _classifier(config: Mapping[str, Any], student: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Returns the config of the classifier that the encoder's node describes."""
     stage = copy.deepcopy(dict(config))

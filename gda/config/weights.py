@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gda.config.stages import AUTO, needs_of
+from gda.config.stages import AUTO, needs_of, with_runs_before
 from gda.errors import UserError
 from gda.models.weights.download import cache_folder, cached_file, fetch, is_url
 from gda.tracking.near_runs import near_runs
+from gda.tracking.run_folder import RunFolder
 
 MLFLOW = "mlflow:"
 
@@ -227,9 +228,21 @@ def weights_file(config: Mapping[str, Any], role: str = "teacher") -> Path | Non
 
 
 def weights_at_hand(config: Mapping[str, Any]) -> bool:
-    """Says whether all weights that a run reads can be read without fetching anything."""
-    sources = [weights_source(config, role) for role in roles(config)]
-    return all(source is None or source.at_hand() is not None for source in sources)
+    """Says whether all weights that a run and the runs before it read are there without fetching."""
+    return not to_fetch(config)
+
+
+def to_fetch(config: Mapping[str, Any]) -> list[str]:
+    """Returns what names weights that must be fetched, for a run and the runs before it."""
+    sources = [weights_source(each, role) for each in with_runs_before(config) for role in roles(each)]
+    return [source.text for source in sources if source is not None and source.at_hand() is None]
+
+
+def named_run(config: Mapping[str, Any]) -> RunFolder | None:
+    """Returns the run folder that ``encoder.checkpoint`` names; ``None`` where it names something else."""
+    source = weights_source(config, "encoder")
+    folder = None if source is None else RunFolder(Path(source.text).absolute())
+    return folder if folder is not None and folder.description().get("group") else None
 
 
 def _mlflow_cache() -> Path:

@@ -1,7 +1,6 @@
 """Checks that a teacher and an encoder have weights, and that they are their own."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -9,12 +8,11 @@ from torch import nn
 from gda.config.faults import Fault
 from gda.config.held_out import holds_out
 from gda.config.stages import AUTO, needs_of
-from gda.config.weights import WeightsSource, weights_source
+from gda.config.weights import WeightsSource, named_run, weights_source
 from gda.errors import UserError
 from gda.models.weights.checkpoints import class_counts, misfit, not_finite, read_checkpoint, weights_of
 from gda.models.weights.download import cache_folder
 from gda.models.weights.file_hash import require_hash, verified_hash
-from gda.tracking.run_folder import RunFolder
 
 
 def check_teacher_weights(config: Mapping[str, Any]) -> list[Fault]:
@@ -53,6 +51,13 @@ def check_encoder_weights(config: Mapping[str, Any]) -> list[Fault]:
         return _auto_encoder_faults(config)
     source = weights_source(config, "encoder")
     faults = [] if source is None else _source_faults(source, "encoder")
+    teacher = config["teacher"]
+    made = needs.trains and teacher["name"] is not None and teacher["checkpoint"] == AUTO
+    if made and (encoder["recipe"] is None or encoder["task"] is None):
+        what = "a teacher is trained as a classifier first, and this choice says nothing of how"
+        faults.append(
+            Fault("encoder", what, f"encoder=classifier encoder.checkpoint={encoder['checkpoint']}")
+        )
     return faults or ([] if needs.trains else _tested_folder_faults(config))
 
 
@@ -81,10 +86,10 @@ def _auto_encoder_faults(config: Mapping[str, Any]) -> list[Fault]:
 
 def _tested_folder_faults(config: Mapping[str, Any]) -> list[Fault]:
     """A tested run folder must be finished; its test is of the same seed, so that both stay together."""
-    folder = RunFolder(Path(config["encoder"]["checkpoint"]))
-    facts = folder.description()
-    if not facts.get("group"):
+    folder = named_run(config)
+    if folder is None:
         return []
+    facts = folder.description()
     if not folder.is_done():
         state = folder.status().get("state", "not finished")
         what = f"the run in {folder} is {state}, and only a finished one is tested"

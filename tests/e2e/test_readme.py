@@ -56,7 +56,12 @@ def test_launch_command_passes_the_check(arguments: list[str], image_root: Path,
         with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
             faults = check(resolved(compose("config", overrides=list(cell))))
         # The example folder of two tiny classes is no data set; only its size may be complained of.
-        assert [fault for fault in faults if "last batch" not in fault.what] == []
+        faults = [fault for fault in faults if "last batch" not in fault.what]
+        if any(re.match(r"experiment=few_shot/(?!pipeline$)", override) for override in cell):
+            # What is published is about data that is not here; nothing else may be complained of.
+            assert {fault.where for fault in faults} == {"dataset"}
+            faults = []
+        assert faults == []
 
 
 def answer(marker: str, folder: Path) -> tuple[list[str], list[str]]:
