@@ -142,15 +142,12 @@ def _named(config: Config) -> str:
 
 def _title(config: Config, identity: Identity, is_input: bool) -> str:
     """Names a run for the display: what it does, where it is another's input or a test."""
-    shared = is_input and config["study"] == TEACHERS
-    what = f"{_STAGES.get(config['task']['name'], 'teacher')} {config['student']['name']}"
-    if not shared:
-        test = "" if needs_of(config).trains else "test of "
-        what = f"{test}{identity.label}"
+    needs = needs_of(config)
+    if is_input and config["study"] == TEACHERS:
+        what = f"{needs.makes} {config['student']['name']}"
+    else:
+        what = identity.label if needs.trains else f"test of {identity.label}"
     return f"{what} seed {config['seed']}"
-
-
-_STAGES = {"few_shot_classifier": "classifier", "meta_baseline": "meta-learner"}
 
 
 def _input_files(config: Config) -> InputFiles:

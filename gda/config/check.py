@@ -63,16 +63,16 @@ def check(config: Mapping[str, Any]) -> list[Fault]:
     broken = {fault.where.split(".")[0] for fault in faults}
     if any(name not in config for name in Config.__annotations__):
         return faults
-    if "task" in broken:
+    if any(fault.where in ("task", "task._target_") for fault in faults):
         return faults  # what a config must have depends on its task
     facts = None
     if "dataset" not in broken:
         problems, facts = check_dataset(config)
         faults += problems
-    if isinstance(facts, FewShotFacts):
+    if isinstance(facts, FewShotFacts) and "task" not in broken:
         faults += check_episodes(config, facts)
     faults += (_check_training if needs_of(config).trains else _check_test)(config, broken, facts)
-    if not {"encoder", "dataset"} & broken:
+    if not {"encoder", "dataset", "task"} & broken:
         faults += check_encoder_weights(config)
     if "trainer" not in broken:
         faults += check_device(config["trainer"])
@@ -80,7 +80,7 @@ def check(config: Mapping[str, Any]) -> list[Fault]:
         faults += check_tracking(config["tracking"])
     if not {"study", "runs", "tracking"} & broken:
         faults += check_place(config)
-    if not {"encoder", "dataset"} & broken:
+    if not {"encoder", "dataset", "task"} & broken:
         faults += _check_stages_before(config, faults)
     return faults
 
@@ -101,7 +101,7 @@ def _check_training(config: Mapping[str, Any], broken: set[str], facts: Facts | 
             faults += check_teacher_needed(config)
     if not {"teacher", "dataset"} & broken:
         faults += check_teacher_weights(config)
-    if not {"teacher", "student", "distiller", "plugin", "alignment", "encoder"} & broken:
+    if not {"teacher", "student", "distiller", "plugin", "alignment", "encoder", "task"} & broken:
         size = None if facts is None or "recipe" in broken else image_size(config["recipe"], facts)[1]
         faults += check_models(config, None if facts is None else facts.classes, size)
     return faults
@@ -109,7 +109,7 @@ def _check_training(config: Mapping[str, Any], broken: set[str], facts: Facts | 
 
 def _check_test(config: Mapping[str, Any], broken: set[str], facts: Facts | None) -> list[Fault]:
     """Checks what a run that only measures needs."""
-    if {"student", "encoder", "recipe"} & broken:
+    if {"student", "encoder", "recipe", "task"} & broken:
         return []
     if config["encoder"]["checkpoint"] == AUTO and not needs_of(tested_run(config)).trains:
         what = "a test learns nothing that could be tested"

@@ -12,7 +12,7 @@ from gda.config.baselines import TEACHERS
 from gda.config.faults import Fault
 from gda.config.loss_nodes import active_terms, optimizer_node, uses_teacher
 from gda.config.signature import construct, locate
-from gda.config.stages import AUTO, needs_of
+from gda.config.stages import AUTO, learns_from_classifier, needs_of
 from gda.data.few_shot.listing import FewShotFacts
 from gda.data.few_shot.source import FewShotSource
 from gda.data.source import DatasetFacts
@@ -51,7 +51,7 @@ def check_recipe(config: Mapping[str, Any]) -> list[Fault]:
     recipe = config["recipe"]
     trained = [config["student"].get("name")]
     made = config["teacher"].get("checkpoint") == AUTO and config["teacher"].get("name") is not None
-    if made and config["task"].get("teacher_kind") != "classifier":  # which the encoder's recipe trains
+    if made and not learns_from_classifier(config):  # which the encoder's recipe trains
         trained.append(config["teacher"]["name"])
     faults = []
     known = recipe["lr_by_model"]

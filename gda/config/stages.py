@@ -35,6 +35,11 @@ def needs_of(config: Mapping[str, Any]) -> TaskNeeds:
     return needs if isinstance(needs, TaskNeeds) else CLASSIFICATION
 
 
+def learns_from_classifier(config: Mapping[str, Any]) -> bool:
+    """Says whether ``teacher.checkpoint=auto`` names a classifier of the stage before a meta-learner's."""
+    return bool(config["task"].get("teacher_kind") == "classifier")
+
+
 def teacher_run(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the config of the run that ``teacher.checkpoint=auto`` names.
 
@@ -43,7 +48,7 @@ def teacher_run(config: Mapping[str, Any]) -> dict[str, Any]:
     before, a classifier. A student's averaging is its own.
     """
     student, seed = architecture(config["teacher"]), config["teacher"]["seed"]
-    if config["task"].get("teacher_kind") == "classifier":
+    if learns_from_classifier(config):
         return _classifier(config, student, seed)
     changed = _shared(config, student, seed)
     if needs_of(config).encoder:

@@ -15,6 +15,7 @@ class TaskNeeds:
         encoder: Whether the student starts from an encoder that was trained before.
         logits_only: Whether only terms can serve it that compare logits of one batch.
         trains: False where a finished student is measured and nothing is learned.
+        makes: What it trains, where another run builds on that.
         teacher_options: Its own options that say nothing where no teacher guides the student.
     """
 
@@ -23,6 +24,7 @@ class TaskNeeds:
     encoder: bool = False
     logits_only: bool = False
     trains: bool = True
+    makes: str = "teacher"
     teacher_options: tuple[str, ...] = ()
 
 

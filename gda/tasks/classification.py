@@ -86,9 +86,8 @@ class ClassificationTask:
 
         self.train_loader = loader(dataset.train, recipe.batch_size, train_transforms, True)
         held_out = {"validation": dataset.validation, "test": dataset.test}
-        size = recipe.evaluation_batch_size
         self.evaluations = {
-            f"{prefix}{name}": loader(split, size, test_transforms, False)
+            f"{prefix}{name}": loader(split, recipe.evaluation_batch_size, test_transforms, False)
             for name, split in held_out.items()
             if split is not None
         }

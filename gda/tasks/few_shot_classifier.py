@@ -54,7 +54,7 @@ class FewShotClassifierTask:
         evaluate_every: Epochs between two evaluations on episodes; the last epoch is always evaluated.
     """
 
-    needs: ClassVar[TaskNeeds] = TaskNeeds(source=FewShotSource)
+    needs: ClassVar[TaskNeeds] = TaskNeeds(source=FewShotSource, makes="classifier")
 
     def __init__(
         self,

@@ -77,6 +77,7 @@ class MetaBaselineTask:
         head=False,
         encoder=True,
         logits_only=True,
+        makes="meta-learner",
         teacher_options=("teacher_kind", "pool_episodes"),
     )
 
