@@ -12,11 +12,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from gda.build import InputFiles, build_run
-from gda.config.baselines import TEACHERS
 from gda.config.check import check, fetch_weights, resolved
 from gda.config.faults import ConfigFaults
 from gda.config.identity import Identity
-from gda.config.inputs import identify_run, run_path, weights_identity
+from gda.config.inputs import identify_run, run_path, run_title, weights_identity
 from gda.config.loss_nodes import uses_teacher
 from gda.config.schema import Tracking
 from gda.config.stages import needs_of, runs_before
@@ -103,7 +102,7 @@ def finish(config: Config, is_input: bool = False, needed: str = LAST) -> Finish
     """
     require_runnable(config)
     identity = identify_run(config)
-    title = _title(config, identity, is_input)
+    title = run_title(config, identity, is_input)
     folder = RunFolder(run_path(config, identity))
 
     def is_usable() -> bool:
@@ -138,16 +137,6 @@ def _named(config: Config) -> str:
     if fetched:
         return f"the weights will be fetched from {' and '.join(dict.fromkeys(fetched))}, and checked then"
     return f"{identify_run(config).name}, seed {config['seed']}"
-
-
-def _title(config: Config, identity: Identity, is_input: bool) -> str:
-    """Names a run for the display: what it does, where it is another's input or a test."""
-    needs = needs_of(config)
-    if is_input and config["study"] == TEACHERS:
-        what = f"{needs.makes} {config['student']['name']}"
-    else:
-        what = identity.label if needs.trains else f"test of {identity.label}"
-    return f"{what} seed {config['seed']}"
 
 
 def _input_files(config: Config) -> InputFiles:

@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from gda.config.baselines import TEACHERS
 from gda.config.identity import Identity, identify, identify_test
 from gda.config.loss_nodes import uses_teacher
 from gda.config.signature import construct
@@ -28,6 +29,16 @@ def identify_run(config: Mapping[str, Any]) -> Identity:
 def run_path(config: Mapping[str, Any], identity: Identity) -> Path:
     """Returns the run folder, ``RUNS/STUDY/NAME-GROUP/seedK``."""
     return Path(config["runs"]).absolute() / str(config["study"]) / identity.name / f"seed{config['seed']}"
+
+
+def run_title(config: Mapping[str, Any], identity: Identity, is_input: bool) -> str:
+    """Names a run for the display: what it does, where it is another's input or a test."""
+    needs = needs_of(config)
+    if is_input and config["study"] == TEACHERS:
+        what = f"{needs.makes} {config['student']['name']}"
+    else:
+        what = identity.label if needs.trains else f"test of {identity.label}"
+    return f"{what} seed {config['seed']}"
 
 
 def facts_of(config: Mapping[str, Any], identity: Identity) -> dict[str, Any]:

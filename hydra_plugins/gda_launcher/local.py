@@ -30,7 +30,8 @@ class LocalLauncher(Launcher):
         Raises:
             SystemExit: A cell failed, or the grid has faults, or Ctrl-C was pressed.
         """
-        from gda.cluster.grid import Cell, run_grid, stop_at
+        from gda.cluster.cells import Cell
+        from gda.cluster.grid import run_grid, stop_at
         from gda.config.faults import ConfigFaults, Fault
 
         cells, faults = [], []
