@@ -24,6 +24,7 @@ from gda.config.fit import (
     size_of_test_images,
 )
 from gda.config.models_fit import check_models, check_tested_model
+from gda.config.ranks_fit import check_ranks
 from gda.config.schema import Config
 from gda.config.stages import AUTO, needs_of, runs_before, tested_run, with_runs_before
 from gda.config.structure import check_structure
@@ -95,6 +96,8 @@ def _check_training(config: Mapping[str, Any], broken: set[str], facts: Facts | 
             faults += sized(config["recipe"], facts)
     if not {"recipe", "distiller"} & broken:
         faults += check_optimizer(config)
+        if not {"cluster", "trainer", "task", "alignment", "dataset"} & broken:
+            faults += check_ranks(config, facts)
     if not {"distiller", "alignment", "ground_truth"} & broken:
         faults += check_loss(config)
         if "teacher" not in broken:

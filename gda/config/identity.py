@@ -18,6 +18,7 @@ import yaml
 
 from gda.config.baselines import WEIGHT_KEYS, plain_training, without_alignment
 from gda.config.loss_nodes import active_terms, is_aligned, uses_teacher, weighs
+from gda.config.ranks import SCOPED, ranks_of
 from gda.config.schema import learning_rate
 from gda.config.signature import locate
 from gda.config.stages import needs_of
@@ -50,7 +51,15 @@ _NEUTRAL = {
         "lr_by_model",
         "label_smoothing",
     ),
-    "trainer": ("device", "channels_last", "compile", "deterministic", "threads", "finite_check_every"),
+    "trainer": (
+        "device",
+        "channels_last",
+        "compile",
+        "deterministic",
+        "threads",
+        "finite_check_every",
+        "find_unused_parameters",
+    ),
 }
 
 
@@ -182,8 +191,22 @@ def _group(config: Mapping[str, Any], weights: str | None, data: str | None, enc
     views = _views(config)  # those that no term looks at change nothing
     if views:
         nodes["recipe"]["view_transforms"] = views
-    inputs = {"weights": weights} if encoder is None else {"weights": weights, "encoder": encoder}
+    inputs: dict[str, Any] = {"weights": weights}
+    if encoder is not None:
+        inputs["encoder"] = encoder
+    if ranks_of(config) > 1:
+        inputs["ranks"] = ranks_of(config)
+    else:
+        _leave_out_options_of_ranks(nodes)
     return _hash(nodes, inputs, data)
+
+
+def _leave_out_options_of_ranks(nodes: Mapping[str, dict[str, Any]]) -> None:
+    """Takes out what says nothing where one process trains alone."""
+    nodes["trainer"].pop("sync_batch_norm", None)
+    for term in (*nodes["distiller"]["terms"].values(), *nodes.get("alignment", {}).values()):
+        if isinstance(term, dict) and term.get("_target_") == SCOPED:
+            term.pop("scope", None)
 
 
 def _result_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

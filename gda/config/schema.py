@@ -5,7 +5,7 @@ config through them, so that no key is spelled out twice. Defaults stand in ``co
 with one exception: fields with a default may be left out of a config.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -78,6 +78,11 @@ class TrainerSettings:
         deterministic: Whether CUDA kernels must be deterministic (slower); CPU runs always are.
         threads: CPU threads; null leaves torch's choice.
         finite_check_every: Steps between two looks at the losses; a GPU waits at each look.
+        accumulation: Parts that a process takes its share of a batch in: memory for time. Batch statistics
+            and terms that compare images see one part at a time.
+        sync_batch_norm: Whether batch norm normalises with the statistics of all processes (GPUs only).
+            Without it each process has its own, and running statistics are averaged once an epoch.
+        find_unused_parameters: Whether DDP looks for parameters that a loss does not reach, at each step.
     """
 
     device: str
@@ -88,6 +93,9 @@ class TrainerSettings:
     deterministic: bool
     threads: Annotated[int, Range(minimum=1)] | None
     finite_check_every: Annotated[int, Range(minimum=1)]
+    accumulation: Annotated[int, Range(minimum=1)] = 1
+    sync_batch_norm: bool = False
+    find_unused_parameters: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,6 +214,51 @@ class Tracking:
 
 
 @dataclass(frozen=True)
+class ClusterSettings:
+    """Where runs go, and what a job of theirs asks for; the same keys in every choice.
+
+    Attributes:
+        name: The choice's name.
+        nodes: Nodes of one run.
+        ranks_per_node: Processes of one run on each node.
+        side_by_side: Runs that go on at once: in one allocation, or on this machine.
+        partition: SLURM's partition, or several with commas between; null leaves the choice to SLURM.
+        account: SLURM's account.
+        qos: SLURM's quality of service.
+        timeout_min: Time limit of a job in minutes.
+        gpus_per_node: GPUs of a job on each of its nodes.
+        cpus_per_task: CPUs of each process.
+        mem_gb: Memory of a job on each of its nodes, in GB.
+        array_parallelism: Most jobs of one array that run at a time.
+        signal_delay_s: Seconds before the time limit at which a job is told to save.
+        max_requeues: How often a job that reaches its time limit comes back.
+        setup: Shell lines before the job.
+        sbatch: Any other flags of sbatch, without their dashes.
+        wait: Whether the command stays until all is over.
+        allow_changed_code: Whether a queued job runs code that has changed since it was submitted.
+    """
+
+    name: str
+    nodes: Annotated[int, Range(minimum=1)]
+    ranks_per_node: Annotated[int, Range(minimum=1)]
+    side_by_side: Annotated[int, Range(minimum=1)]
+    partition: str | int | None
+    account: str | int | None
+    qos: str | int | None
+    timeout_min: Annotated[int, Range(minimum=1)]
+    gpus_per_node: Annotated[int, NonNegative]
+    cpus_per_task: Annotated[int, Range(minimum=1)]
+    mem_gb: Annotated[float, Positive] | None
+    array_parallelism: Annotated[int, Range(minimum=1)]
+    signal_delay_s: Annotated[int, NonNegative]
+    max_requeues: Annotated[int, NonNegative]
+    setup: Sequence[str]
+    sbatch: Mapping[str, str | int | float | bool | None] | None
+    wait: bool
+    allow_changed_code: bool
+
+
+@dataclass(frozen=True)
 class Config:
     """The root of a composed config.
 
@@ -267,5 +320,6 @@ NESTED = {
     "plugin": PluginSettings,
     "alignment": AlignmentSettings,
     "tracking": Tracking,
+    "cluster": ClusterSettings,
 }
 """Nodes with a dataclass of their own."""

@@ -10,6 +10,7 @@ from gda.data.dataset import ImageSplit
 from gda.data.pipeline import Pipeline
 from gda.data.transforms import Transform
 from gda.errors import UserError
+from gda.ranks import step_position
 from gda.seeding import generator
 
 
@@ -21,11 +22,40 @@ class Batch:
         images: ``(batch, 3, height, width)``, float32, augmented and normalised.
         targets: Class ids ``(batch,)``, int64.
         indices: Position of every image in the split, ``(batch,)``, int64.
+        total: Images of the step on all ranks; left out, those of this batch.
     """
 
     images: Tensor
     targets: Tensor
     indices: Tensor
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.total:
+            object.__setattr__(self, "total", len(self))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.targets)
+
+    def parts(self, count: int) -> "list[Batch]":
+        """Splits the batch into consecutive parts, as equal as possible, for gradient accumulation.
+
+        A mean over the batch is the sum of the parts' means, each times ``len(part) / len(batch)``.
+
+        Args:
+            count: Number of parts.
+
+        Raises:
+            ValueError: There are fewer images than parts.
+        """
+        if count == 1:
+            return [self]
+        if len(self) < count:
+            raise ValueError(f"a batch of {len(self)} images can't be split into {count} parts")
+        tensors = (self.images, self.targets, self.indices)
+        split = zip(*(values.tensor_split(count) for values in tensors), strict=True)
+        return [Batch(images, targets, indices, self.total) for images, targets, indices in split]
 
 
 class TensorLoader:
@@ -49,6 +79,10 @@ class TensorLoader:
         resident: Keep the whole split on the device. Otherwise it stays in the computer's memory and
             each batch is copied over.
         view_transforms: Further transforms of each named view, applied after ``transforms``.
+        rank: Number of this process, from 0.
+        ranks: Number of processes that train together. Of every training batch each takes a consecutive
+            share, in rank order, and draws its augmentation itself. Shares are equal, or as equal as
+            possible in an incomplete last batch. ``batch_size`` is that of all together.
 
     Raises:
         UserError: An evaluation has random transforms, or the split does not fill one batch.
@@ -68,6 +102,8 @@ class TensorLoader:
         channels_last: bool = False,
         resident: bool = True,
         view_transforms: Mapping[str, Mapping[str, Transform | None]] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.device = torch.device(device)
         self.pipeline = Pipeline(transforms, mean, std).to(self.device)
@@ -89,6 +125,7 @@ class TensorLoader:
         self.seed = seed
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.rank, self.ranks = rank, ranks
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __len__(self) -> int:
@@ -105,13 +142,27 @@ class TensorLoader:
         """
         order = self._order(epoch)
         for step in range(start_step, len(self)):
-            indices = order[step * self.batch_size : (step + 1) * self.batch_size]
-            draws = generator(self.seed, "augmentation", epoch, step)
-            images = self._fetch(self.images, indices)
-            images = self.pipeline(images, draws).contiguous(memory_format=self.memory_format)
-            yield Batch(images, self._fetch(self.targets, indices), indices.to(self.device))
+            yield self._batch(order, epoch, step)
 
-    def view(self, indices: Tensor, name: str, epoch: int, step: int) -> Tensor:
+    def share(self, rank: int, ranks: int) -> Iterator[tuple[int, Batch]]:
+        """Makes one process's batches of an evaluation, each with its step.
+
+        Batches are shared, not images: every batch is the same however many processes share them.
+
+        Args:
+            rank: Number of the process, from 0.
+            ranks: Number of processes; they take the batches in turn. One that comes late may have none.
+
+        Raises:
+            ValueError: The loader is one for training.
+        """
+        if self.shuffle:
+            raise ValueError("an evaluation is shared by batches; training batches are shared by images")
+        order = self._order(0)
+        for step in range(rank, len(self), ranks):
+            yield step, self._batch(order, 0, step)
+
+    def view(self, indices: Tensor, name: str, epoch: int, step: int, part: int = 0) -> Tensor:
         """Augments images once more, with random draws of their own.
 
         Args:
@@ -120,14 +171,23 @@ class TensorLoader:
                 where ``view_transforms`` has some.
             epoch: The epoch.
             step: The step within it.
+            part: The part of the step, where a batch is taken in several.
 
         Returns:
             Images like :attr:`Batch.images`.
         """
-        draws = generator(self.seed, "view", name, epoch, step)
+        draws = generator(self.seed, "view", name, *step_position(epoch, step, self.rank, part))
         images = self._fetch(self.images, indices.to(self.images.device))
         pipeline = self._views.get(name, self.pipeline)
         return pipeline(images, draws).contiguous(memory_format=self.memory_format)
+
+    def _batch(self, order: Tensor, epoch: int, step: int) -> Batch:
+        whole = order[step * self.batch_size : (step + 1) * self.batch_size]
+        indices = whole.tensor_split(self.ranks)[self.rank] if self.shuffle else whole
+        draws = generator(self.seed, "augmentation", *step_position(epoch, step, self.rank))
+        images = self._fetch(self.images, indices)
+        images = self.pipeline(images, draws).contiguous(memory_format=self.memory_format)
+        return Batch(images, self._fetch(self.targets, indices), indices.to(self.device), len(whole))
 
     def _order(self, epoch: int) -> Tensor:
         """Returns the positions of all images in the epoch's order, where the images lie."""

@@ -24,7 +24,7 @@ draws ``K`` of them for each image, without replacement, and gathers ``(B, K + 1
 bank. Here a batch has one draw without replacement, of ``K`` images and as many more as the largest
 class has; each image is contrasted with those of other classes, at least ``K``, and the mean over them
 counts ``K`` times. For each image that is a uniform draw as before, so value and gradient are the same
-in expectation; a batch costs one product ``(B, E) x (E, K)``. Ranks with equal generators draw the same.
+in expectation; a batch costs one product ``(B, E) x (E, K)``. Every rank draws its own.
 
 Where a small data set has fewer than ``K`` negatives, all of them are taken, without a draw, and
 ``K`` stays what it is in the formula. (Published: a draw with replacement, whose expectation this is.)
@@ -44,11 +44,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gda.distillers.feature_vectors import directions, pooled_vectors
-from gda.distillers.ranks import gather_rows
 from gda.distillers.term import RunFacts, Term, TermInputs
 from gda.errors import UserError
 from gda.models.layout import POOLED
 from gda.ranges import Range
+from gda.ranks import gather_rows
 
 EPSILON = 1e-7
 

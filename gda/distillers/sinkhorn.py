@@ -27,6 +27,13 @@ the recurrences in reverse. With bars for gradients, ``c = K' u_k`` and ``r = K 
 
 so that the sum over all iterations is one product of two ``B x 2 iterations`` matrices.
 
+**Several processes** (ranks). With ``scope="local"``, as published, each transports the images of its own
+share of the batch, and the loss is the mean of theirs. With ``scope="global"`` the logits of all are
+gathered, and value and gradients are those of one process with the joint batch. The trap: a *sum* over a
+share is not a share of the sum over the batch. ``reduction="sum"`` grows with the images that are
+transported together, so that N processes with B / N images each have, with the local scope, a term about
+N times smaller than one process with all B. The published weight is for the images of one process.
+
 For small epsilon the entries of ``K`` and the scalings leave the range of the number format (``W``
 is at most 2). Then the same iteration runs on logarithms; see :func:`_fits_directly`.
 """
@@ -41,6 +48,7 @@ from torch.autograd.function import once_differentiable
 from gda.distillers.logits import below_maximum, logit_pair, row_std
 from gda.distillers.term import Term, TermInputs
 from gda.ranges import Positive, Range
+from gda.ranks import gather_rows, gather_rows_with_gradient
 
 LARGEST_COST = 2.0  # L1 distance of two probability vectors
 
@@ -231,6 +239,8 @@ class Sinkhorn(Term):
         iterations: Rounds of row and column normalisation.
         reduction: ``sum`` over the batch, as published, or ``mean``.
         debias: Subtract half of both self-transport costs.
+        scope: Whether each process transports its own images, ``local``, as published, or all processes
+            those of the whole batch together, ``global``. One process has no others to ask.
     """
 
     kind = "alignment"
@@ -242,6 +252,7 @@ class Sinkhorn(Term):
         iterations: Annotated[int, Range(minimum=1)] = 20,
         reduction: Literal["sum", "mean"] = "sum",
         debias: bool = False,
+        scope: Literal["local", "global"] = "local",
     ) -> None:
         super().__init__()
         self.temperature = temperature
@@ -250,12 +261,16 @@ class Sinkhorn(Term):
         self.reduction: Literal["sum", "mean"] = reduction
         self.sums_over_batch = reduction == "sum"
         self.debias = debias
+        self.scope: Literal["local", "global"] = scope
 
     def forward(self, inputs: TermInputs) -> Tensor:
-        """Returns the unweighted scalar loss of this batch."""
+        """Returns the unweighted scalar loss of this batch, or of those of all processes."""
+        student, teacher = inputs.student.logits, inputs.teacher_logits
+        if self.scope == "global":
+            student, teacher = gather_rows_with_gradient(student), gather_rows(teacher)
         return sinkhorn(
-            inputs.student.logits,
-            inputs.teacher_logits,
+            student,
+            teacher,
             temperature=self.temperature,
             epsilon=self.epsilon,
             iterations=self.iterations,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gda.models.tap_descriptions import TapDescription
+from gda.ranks import step_position
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,21 @@ class Progress:
         epochs: Length of training in epochs.
         step: Current step within the epoch.
         steps: Steps in an epoch.
+        part: Part of the step, where its batch is taken in several (gradient accumulation).
+        rank: Number of the process, where several train together.
     """
 
     epoch: int
     epochs: int
     step: int = 0
     steps: int = 1
+    part: int = 0
+    rank: int = 0
+
+    @property
+    def stream(self) -> tuple[str | int, ...]:
+        """Names the place of random streams: every step, rank and part has draws of its own."""
+        return step_position(self.epoch, self.step, self.rank, self.part)
 
 
 @dataclass(frozen=True)

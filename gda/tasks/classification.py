@@ -17,6 +17,7 @@ from gda.distillers.distiller import Distiller
 from gda.distillers.term import ModelOutput, Progress, RunFacts, View
 from gda.models.tap_descriptions import TapDescription, describe
 from gda.models.taps import features, unwrap
+from gda.ranks import rank, rank_count
 from gda.tasks.distilled_step import distilled_step
 from gda.tasks.metrics import Metrics
 from gda.tasks.task import Figure, StepOutput
@@ -24,6 +25,9 @@ from gda.tasks.task import Figure, StepOutput
 
 class ClassificationTask:
     """A student, a teacher that never learns, and the loss between them.
+
+    Where several processes train together, each has a share of every training batch, and evaluates a share
+    of the batches of an evaluation; the figures are those of all images, on every process.
 
     Args:
         student: The model that is trained; on ``device``.
@@ -82,6 +86,8 @@ class ClassificationTask:
                 drop_last=train and recipe.drop_last,
                 channels_last=channels_last,
                 view_transforms=view_transforms if train else None,
+                rank=rank(),
+                ranks=rank_count(),
             )
 
         self.train_loader = loader(dataset.train, recipe.batch_size, train_transforms, True)
@@ -98,7 +104,7 @@ class ClassificationTask:
         if self._plain_epoch is not None:
             self.plain_loader = loader(train, recipe.batch_size, plain, True)
         self.steps = len(self.train_loader)
-        self._teacher_logits: dict[str, list[Tensor]] = {}
+        self._teacher_logits: dict[str, dict[int, Tensor]] = {}
         if teacher is not None:
             teacher.eval().requires_grad_(False)
         self._student_taps = features(student, distiller.student_features)
@@ -163,7 +169,7 @@ class ClassificationTask:
         views = {}
         for name in self.distiller.needs_views:
             loader = self._loader_of(progress.epoch)
-            images = loader.view(batch.indices, name, progress.epoch, progress.step)
+            images = loader.view(batch.indices, name, progress.epoch, progress.step, progress.part)
             student = ModelOutput(self.student(images), self._student_taps.collect())
             views[name] = View(images, student, self.ask_teacher(images))
         return views
@@ -183,29 +189,29 @@ class ClassificationTask:
             teacher_logits = self._logits_of_teacher(name)
             metrics = Metrics()
             with torch.inference_mode():
-                for step, batch in enumerate(loader.batches()):
-                    known = teacher_logits[step] if teacher_logits else None
-                    metrics.update(student(batch.images), batch.targets, known)
-            figures |= metrics.result(f"{name}_")
+                for step, batch in loader.share(rank(), rank_count()):
+                    metrics.update(student(batch.images), batch.targets, teacher_logits.get(step))
+            figures |= metrics.over_ranks().result(f"{name}_")
         return figures
 
     def evaluate_teacher(self) -> dict[str, float]:
         """Returns the teacher's own figures, before any training; empty without a teacher."""
+        if self.teacher is None:
+            return {}
         figures: dict[str, float] = {}
         for name, loader in self.evaluations.items():
-            metrics = Metrics()
-            for logits, batch in zip(self._logits_of_teacher(name), loader.batches(), strict=False):
-                metrics.update(logits, batch.targets)
-            if metrics.images:
-                figures |= metrics.result(f"teacher_{name}_")
+            logits, metrics = self._logits_of_teacher(name), Metrics()
+            for step, batch in loader.share(rank(), rank_count()):
+                metrics.update(logits[step], batch.targets)
+            figures |= metrics.over_ranks().result(f"teacher_{name}_")
         return figures
 
-    def _logits_of_teacher(self, split: str) -> list[Tensor]:
-        """Computes the teacher's logits of an evaluation split once: they never change."""
+    def _logits_of_teacher(self, split: str) -> dict[int, Tensor]:
+        """Computes the teacher's logits of this process's batches of a split once: they never change."""
         if self.teacher is None:
-            return []
+            return {}
         if split not in self._teacher_logits:
             with torch.inference_mode():
-                batches = self.evaluations[split].batches()
-                self._teacher_logits[split] = [self.teacher(batch.images) for batch in batches]
+                batches = self.evaluations[split].share(rank(), rank_count())
+                self._teacher_logits[split] = {step: self.teacher(batch.images) for step, batch in batches}
         return self._teacher_logits[split]

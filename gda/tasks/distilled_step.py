@@ -46,7 +46,7 @@ def distilled_step(
             student=student,
             teacher=teacher,
             progress=progress,
-            generator=generator(seed, "terms", progress.epoch, progress.step),
+            generator=generator(seed, "terms", *progress.stream),
             views=views or {},
             episodes=episodes,
         )

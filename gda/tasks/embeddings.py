@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gda.data.few_shot.episodes import EpisodeSampler, split_shot_query
 from gda.data.loader import TensorLoader
 from gda.errors import UserError
+from gda.ranks import gather_rows, rank, rank_count
 from gda.tasks.episode_metrics import nearest_centroid_accuracy
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -24,7 +25,7 @@ def embed(encoder: nn.Module, loader: TensorLoader, positions: Tensor | None = N
     """Maps the images of a split to their features.
 
     Memory holds the features and what one batch of the loader needs. The encoder is put into evaluation
-    mode and left there.
+    mode and left there. Several processes take the batches in turn, and every one gets all features.
 
     Args:
         encoder: Maps images ``(batch, 3, h, w)`` to features ``(batch, width)``.
@@ -44,14 +45,22 @@ def embed(encoder: nn.Module, loader: TensorLoader, positions: Tensor | None = N
     encoder.eval()
     features: Tensor | None = None
     positions = torch.arange(len(loader.images)) if positions is None else positions
+    chunks = positions.split(loader.batch_size)
+    # Each process needs one to know the shape of features; where there are too few, all embed them all.
+    is_shared = len(chunks) >= rank_count() > 1
+    own = chunks[rank() :: rank_count()] if is_shared else chunks
     with torch.no_grad():
-        for chunk in positions.split(loader.batch_size):
+        for chunk in own:
             found = encoder(loader.view(chunk, "embedding", epoch=0, step=0))
             if features is None:
                 dtype = torch.promote_types(found.dtype, torch.float32)
                 features = found.new_full((len(loader.images), *found.shape[1:]), math.nan, dtype=dtype)
             features[chunk.to(found.device)] = found.to(features.dtype)
     assert features is not None, "a split has images"
+    if is_shared:
+        places = torch.cat(own).to(features.device)
+        rows = gather_rows(features[places])
+        features[gather_rows(places)] = rows
     return features
 
 

@@ -22,6 +22,7 @@ from gda.data.loader import TensorLoader
 from gda.data.transforms import Transform
 from gda.models.pooled_features import encoder_of
 from gda.ranges import NonNegative, Range
+from gda.ranks import rank, rank_count
 from gda.tasks.embeddings import Score, embed, evaluate_episodes
 from gda.tasks.episode_evaluation import Episodes, accuracy_figures
 from gda.tasks.episode_metrics import (
@@ -170,6 +171,6 @@ class FewShotTest:
             return {}
         metrics = Metrics()
         with torch.inference_mode():
-            for batch in self._loader(base).batches():
+            for _, batch in self._loader(base).share(rank(), rank_count()):
                 metrics.update(self.student(batch.images), batch.targets)
-        return {"base_test_top1": metrics.result("")["top1"]}
+        return {"base_test_top1": metrics.over_ranks().result("")["top1"]}

@@ -25,6 +25,7 @@ from gda.distillers.term import ModelOutput, Progress, RunFacts
 from gda.models.taps import unwrap
 from gda.models.zoo.meta_baseline import MetaBaseline
 from gda.ranges import NonNegative, Positive, Range
+from gda.ranks import rank, rank_count
 from gda.tasks.distilled_step import distilled_step
 from gda.tasks.embeddings import embed
 from gda.tasks.episode_evaluation import EpisodeEvaluation, Episodes
@@ -56,7 +57,7 @@ class MetaBaselineTask:
         train_way: Classes in a training episode.
         train_shot: Known images of each class.
         train_query: Images of each class to classify.
-        train_episodes_per_batch: Episodes in a training step.
+        train_episodes_per_batch: Episodes in a training step, of all processes together.
         train_batches: Steps in an epoch.
         metric: ``cos`` (cosine) or ``sqr`` (minus the squared distance), of student and teacher.
         temperature: Factor of the similarities at the start.
@@ -135,6 +136,8 @@ class MetaBaselineTask:
             train_episodes_per_batch,
             train_batches,
             seed,
+            rank(),
+            rank_count(),
             classes=dataset.base_classes,
         )
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gda.ranks import sum_over_ranks
+
 _BINS = 15
 
 
@@ -38,11 +40,11 @@ class Metrics:
         log_probabilities = functional.log_softmax(logits.double(), dim=1)
         confidence, prediction = log_probabilities.max(dim=1)
         correct = prediction == targets
-        ranks = min(5, logits.shape[1])
+        most = min(5, logits.shape[1])
         self.images += len(targets)
         self.loss += float(functional.nll_loss(log_probabilities, targets, reduction="sum"))
         self.top1 += int(correct.sum())
-        self.top5 += int((log_probabilities.topk(ranks, dim=1).indices == targets[:, None]).sum())
+        self.top5 += int((log_probabilities.topk(most, dim=1).indices == targets[:, None]).sum())
         confidence = confidence.exp().cpu()
         bins = (confidence * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)
         self._confidence.index_add_(0, bins, confidence)
@@ -53,6 +55,29 @@ class Metrics:
             self.agreement += int((teacher.argmax(dim=1) == prediction).sum())
             divergence = functional.kl_div(log_probabilities, teacher, reduction="sum", log_target=True)
             self.teacher_kl += float(divergence)
+
+    def over_ranks(self) -> "Metrics":
+        """Returns the sums over the images of all processes, the same on each of them.
+
+        Counts stay exact; the other sums are float64 and may differ from those of one process in their last
+        digit. Every process must call it, also one that had no batch.
+        """
+        counts = (self.images, self.top1, self.top5, self.agreement, self.has_teacher)
+        numbers = torch.tensor((*counts, self.loss, self.teacher_kl), dtype=torch.float64)
+        summed = sum_over_ranks(torch.cat([numbers, self._confidence, self._correct]))
+        images, top1, top5, agreement, with_teacher = (int(count) for count in summed[:5].tolist())
+        loss, teacher_kl = summed[5:7].tolist()
+        return Metrics(
+            images=images,
+            loss=loss,
+            top1=top1,
+            top5=top5,
+            agreement=agreement,
+            teacher_kl=teacher_kl,
+            has_teacher=with_teacher > 0,
+            _confidence=summed[7 : 7 + _BINS],
+            _correct=summed[7 + _BINS :],
+        )
 
     def result(self, prefix: str) -> dict[str, float]:
         """Returns the figures, each name starting with ``prefix``.

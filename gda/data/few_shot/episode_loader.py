@@ -22,12 +22,43 @@ class EpisodeBatch:
         queries: Images ``(episodes, way * query, 3, height, width)``, likewise, class by class.
         targets: Classes of the queries within their episode, ``(episodes, way * query)``, int64.
         indices: Position of every image in the split, ``(episodes, way, shot + query)``, int64.
+        total: Queries of the step on all ranks; left out, those of this batch.
     """
 
     shots: Tensor
     queries: Tensor
     targets: Tensor
     indices: Tensor
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.total:
+            object.__setattr__(self, "total", len(self))
+
+    def __len__(self) -> int:
+        """Number of queries: the images that the loss is a mean over."""
+        return self.targets.numel()
+
+    def parts(self, count: int) -> "list[EpisodeBatch]":
+        """Splits the batch into consecutive parts of whole episodes, as :meth:`gda.data.loader.Batch.parts`.
+
+        Args:
+            count: Number of parts.
+
+        Raises:
+            ValueError: There are fewer episodes than parts.
+        """
+        if count == 1:
+            return [self]
+        episodes = len(self.targets)
+        if episodes < count:
+            raise ValueError(f"a batch of {episodes} episodes can't be split into {count} parts")
+        tensors = (self.shots, self.queries, self.targets, self.indices)
+        split = zip(*(values.tensor_split(count) for values in tensors), strict=True)
+        return [
+            EpisodeBatch(shots, queries, targets, indices, self.total)
+            for shots, queries, targets, indices in split
+        ]
 
 
 class EpisodeLoader:
@@ -92,7 +123,8 @@ class EpisodeLoader:
         else:
             images = self._images(indices, epoch, step, self.sampler.share.start)
         shots, queries = split_shot_query(images, self.sampler.shot)
-        return EpisodeBatch(shots, queries, self._targets, indices.to(self.device))
+        total = self.sampler.episodes_per_batch * self._targets.shape[1]
+        return EpisodeBatch(shots, queries, self._targets, indices.to(self.device), total)
 
     def batches(self, epoch: int = 0, start_step: int = 0) -> Iterator[EpisodeBatch]:
         """Makes the batches of one epoch.

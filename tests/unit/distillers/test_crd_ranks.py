@@ -1,15 +1,13 @@
-"""Rows of all ranks, and what is made of them, in two real processes."""
+"""The memory banks of CRD in two real processes are those of one."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import distributed, multiprocessing
 
 from gda.distillers import ModelOutput, Progress, RunFacts, TermInputs
 from gda.distillers.crd import CRD
-from gda.distillers.ranks import gather_rows, rank_count
 from gda.models.tap_descriptions import TapDescription
 
 LABELS = torch.arange(40) % 4
@@ -45,19 +43,6 @@ def crd_inputs(step: int, of_batch: slice) -> TermInputs:
     )
 
 
-def rows(rank: int, count: int) -> dict[str, Tensor]:
-    values = 10 * rank + torch.arange(count * 3).reshape(count, 3)
-    return {
-        "integers": values[:, 0].contiguous(),
-        "floats": values.double().requires_grad_(),
-        "columns": values.t().contiguous().t().float(),  # not contiguous
-        "booleans": values % 2 == 0,
-    }
-
-
-COUNTS: Sequence[tuple[int, int]] = ((2, 2), (3, 1), (0, 2))
-
-
 def work(rank: int, meeting: str, results: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
@@ -65,13 +50,7 @@ def work(rank: int, meeting: str, results: str) -> None:
     for step, cut in enumerate(CUTS):
         losses.append(term(crd_inputs(step, slice(cut) if rank == 0 else slice(cut, None))).detach())
         banks.append({name: value.clone() for name, value in term.named_buffers()})
-    gathered = [
-        {name: gather_rows(value) for name, value in rows(rank, counts[rank]).items()} for counts in COUNTS
-    ]
-    torch.save(
-        {"ranks": rank_count(), "gathered": gathered, "losses": losses, "banks": banks},
-        f"{results}/{rank}.pt",
-    )
+    torch.save({"losses": losses, "banks": banks}, f"{results}/{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -81,19 +60,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder: Path = tmp_path_factory.mktemp("ranks")
     multiprocessing.spawn(work, (str(folder / "meeting"), str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
-
-
-def test_every_rank_gets_the_rows_of_all_in_order(found: list[dict]) -> None:
-    assert [each["ranks"] for each in found] == [2, 2]
-    for case, counts in enumerate(COUNTS):
-        own = [rows(rank, counts[rank]) for rank in (0, 1)]
-        for name in own[0]:
-            expected = torch.cat([each[name] for each in own]).detach()
-            for each in found:
-                gathered = each["gathered"][case][name]
-                assert torch.equal(gathered, expected), (counts, name)
-                assert gathered.dtype is expected.dtype
-                assert not gathered.requires_grad
 
 
 def test_banks_of_crd_are_those_of_one_process_with_the_joint_batch(found: list[dict]) -> None:
@@ -109,16 +75,3 @@ def test_banks_of_crd_are_those_of_one_process_with_the_joint_batch(found: list[
         parts = [each["losses"][step] for each in found]
         assert loss.item() == pytest.approx((share * parts[0] + (1 - share) * parts[1]).item(), rel=1e-12)
     assert (term.normalisation > 0).all()
-
-
-def test_alone_the_rows_are_its_own() -> None:
-    tensor = torch.ones(3, 2, requires_grad=True)
-    gathered = gather_rows(tensor)
-    assert rank_count() == 1
-    assert torch.equal(gathered, tensor)
-    assert not gathered.requires_grad
-
-
-def test_a_scalar_has_no_rows() -> None:
-    with pytest.raises(ValueError, match="no rows"):
-        gather_rows(torch.tensor(1.0))

@@ -1,0 +1,13 @@
+"""How many processes train one run, as its config says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+SCOPED = "gda.distillers.sinkhorn.Sinkhorn"
+"""The term whose ``scope`` says whether it compares the samples of one process or of all."""
+
+
+def ranks_of(config: Mapping[str, Any]) -> int:
+    """Returns the number of processes of a run: its nodes times the processes on each; by default 1."""
+    cluster = config.get("cluster") or {}
+    return int(cluster.get("nodes", 1)) * int(cluster.get("ranks_per_node", 1))
