@@ -1,6 +1,7 @@
 """From a resolved config to the parts of its run: the only place where config nodes become objects."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from gda.config.stages import needs_of
 from gda.distillers.distiller import Distiller
 from gda.models.weights.checkpoints import load_checkpoint, misfit, read_checkpoint, weights_of
 from gda.models.weights.meta_learner import learned_temperature
+from gda.ranks import rank_count
 from gda.seeding import seeded
 from gda.tasks.task import Task
 from gda.tracking.mlflow_mirror import MLflowMirror
 from gda.tracking.run_folder import RunFolder
 from gda.training.evaluation import Evaluation, Measured
+from gda.training.interruption import StopRequest
 from gda.training.parameter_groups import parameter_groups
 from gda.training.trainer import Trainer
 
@@ -41,7 +44,13 @@ class InputFiles:
 
 
 def build_run(
-    config: Config, folder: RunFolder, files: InputFiles, title: str, mirror: MLflowMirror | None
+    config: Config,
+    folder: RunFolder,
+    files: InputFiles,
+    title: str,
+    mirror: MLflowMirror | None,
+    stop: StopRequest | None = None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Trainer | Evaluation:
     """Builds data, models, and what is done with them.
 
@@ -51,6 +60,8 @@ def build_run(
         files: The weights that it reads.
         title: What the progress display calls the run.
         mirror: Told after each epoch that it is safe on disk.
+        stop: Asked after each training step whether a signal has come.
+        on_step: Called after each training step.
     """
     settings = TrainerSettings(**config["trainer"])
     device = _prepare_device(settings)
@@ -76,6 +87,8 @@ def build_run(
         device,
         title=title,
         on_checkpoint=on_checkpoint,
+        on_step=on_step,
+        stop=stop,
     )
 
 
@@ -87,6 +100,8 @@ def _task(
     classes = len(dataset.classes) if needs.head else None
     with seeded(seed, "student"):
         student = instantiate(config["student"], num_classes=classes, _convert_="all")
+    if settings.sync_batch_norm and rank_count() > 1:
+        student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
     if files.encoder is not None:
         node = config["encoder"]
         load_checkpoint(student, files.encoder, sha256=node["sha256"], weights=node["weights"])
@@ -193,10 +208,17 @@ def _on(device: torch.device, model: nn.Module, settings: TrainerSettings) -> nn
 
 
 def _prepare_device(settings: TrainerSettings) -> torch.device:
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    threads = settings.threads or _threads_of_job()
+    if threads is not None:
+        torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(settings.deterministic)
     torch.backends.cudnn.benchmark = not settings.deterministic
     if settings.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(settings.device)
+
+
+def _threads_of_job() -> int | None:
+    """Returns the CPUs that a SLURM task was given, which torch does not see; null outside of a job."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK")
+    return None if given is None or "OMP_NUM_THREADS" in os.environ else int(given)

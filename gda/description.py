@@ -1,5 +1,6 @@
 """What a run is in words and numbers: the content of its ``run.json``."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -17,6 +18,9 @@ from gda.tracking.provenance import collect_provenance
 from gda.tracking.run_folder import Row
 
 Config = Mapping[str, Any]
+
+SWEEP_VARIABLE = "GDA_SWEEP"
+"""Environment variable that carries ``STUDY/<sweep id>`` to the runs of a sweep's jobs."""
 
 
 def description_of(config: Config, identity: Identity, files: InputFiles) -> Row:
@@ -42,7 +46,8 @@ def description_of(config: Config, identity: Identity, files: InputFiles) -> Row
         "encoder_weights": None if files.encoder is None else str(files.encoder),
         "encoder_run": _input_run(config, "encoder"),
         "input": None if known is None else asdict(known),
-        **collect_provenance(),
+        "sweep": os.environ.get(SWEEP_VARIABLE),
+        **collect_provenance(config),
     }
 
 

@@ -15,3 +15,21 @@ class RunInterrupted(UserError):
     """The run was stopped by Ctrl-C; the same command continues it."""
 
     exit_code = 130
+
+
+class RunPreempted(RunInterrupted):
+    """A cluster wants the node back; the run is saved, and continues when the job comes back.
+
+    Attributes:
+        signal: Number of the signal that said so.
+    """
+
+    exit_code = 143
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+class RankLost(UserError):
+    """Another process of the run ended without a word."""

@@ -26,7 +26,7 @@ from gda.report.records import (
 )
 
 RUN_FORMAT = 1
-STATES = ("running", "done", "failed", "interrupted")
+STATES = ("running", "done", "failed", "interrupted", "preempted")
 
 
 def read_study(folder: Path) -> Study:

@@ -86,7 +86,7 @@ class Run:
         path: where the folder lies.
         figure: what the run is judged by, as it follows ``test_`` in a row: ``top1``, ``1shot``.
         figure_text: the same in words, for example ``top-1 accuracy``.
-        state: running, done, failed or interrupted; "unknown" without a readable status.json.
+        state: running, done, failed, interrupted or preempted; "unknown" without a readable status.json.
         epoch: last finished epoch; None when unknown.
         epochs: planned number of epochs; None when unknown.
         updated: ISO time of the last sign of life; empty when unknown.

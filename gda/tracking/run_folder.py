@@ -5,7 +5,8 @@
 ``run.json``              ids, identity, provenance
 ``metrics.jsonl``         one line an epoch; deterministic, no timings
 ``timing.jsonl``          seconds and throughput of each epoch
-``status.json``           running, done, failed or interrupted; the result when done
+``status.json``           running, done, failed, interrupted or preempted; the result when done
+``attempts.jsonl``        a line when an attempt begins, and one when it ends; a killed one has no second
 ``last.pt``, ``best.pt``  checkpoints (:mod:`gda.training.checkpoint`)
 ``run.log``               what was said, with tracebacks
 ========================  ============================================================
@@ -14,7 +15,9 @@
 import datetime
 import json
 import logging
+import os
 import secrets
+import socket
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -113,7 +116,8 @@ class RunFolder:
             epochs: Length of training.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        attempt = int(self.status().get("attempt", 0)) + 1
+        before = self.status()
+        attempt = int(before.get("attempt", 0)) + 1
         write_text_atomic(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         known = self.description()
         write_json_atomic(
@@ -126,6 +130,20 @@ class RunFolder:
             },
         )
         self._write_status(state="running", epoch=0, epochs=epochs, attempt=attempt)
+        append_line(
+            self.path / "attempts.jsonl",
+            {
+                "attempt": attempt,
+                "event": "begin",
+                "time": _now(),
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "slurm_job": slurm_job_id(),
+                "restart": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+                "epoch": before.get("epoch", 0),
+                "step": before.get("step", 0),
+            },
+        )
 
     def history(self) -> list[Row]:
         """Returns the whole lines of ``metrics.jsonl``."""
@@ -142,14 +160,20 @@ class RunFolder:
         for row in rows:
             append_line(fresh, row)
         fresh.replace(self.path / "metrics.jsonl")
+        epoch = rows[-1]["epoch"] if rows else 0
+        self._write_status(**{**self.status(), "epoch": epoch})
 
     def append(self, row: Row, timing: Row) -> None:
         """Adds one epoch to the journals, after its checkpoint, and moves the status on."""
         append_line(self.path / "metrics.jsonl", row)
         append_line(self.path / "timing.jsonl", timing)
         status = self.status()
-        status["epoch"] = row["epoch"]
+        status |= {"epoch": row["epoch"], "step": 0}
         self._write_status(**status)
+
+    def saved_within(self, step: int) -> None:
+        """Notes that a checkpoint was written in the middle of an epoch, after ``step`` of its steps."""
+        self._write_status(**{**self.status(), "step": step})
 
     def finish(self, result: Row) -> None:
         """Marks the run done."""
@@ -165,6 +189,10 @@ class RunFolder:
     def interrupt(self) -> None:
         """Marks the run interrupted; the same command continues it."""
         self._close("interrupted")
+
+    def preempt(self) -> None:
+        """Marks the run preempted by its cluster, which brings it back."""
+        self._close("preempted")
 
     @contextmanager
     def logged(self) -> Iterator[None]:
@@ -182,7 +210,10 @@ class RunFolder:
 
     def _close(self, state: str, **more: Any) -> None:
         try:
-            self._write_status(**{**self.status(), "state": state, **more})
+            status = {**self.status(), "state": state, **more}
+            self._write_status(**status)
+            ended = {key: status.get(key) for key in ("attempt", "epoch", "step", "error")}
+            append_line(self.path / "attempts.jsonl", {**ended, "event": state, "time": _now()})
         except OSError as error:  # a full disk must not hide the failure that it caused
             if state == "done":
                 raise
@@ -191,6 +222,12 @@ class RunFolder:
     def _write_status(self, **status: Any) -> None:
         record = {"error": None, "result": None, **status, "updated": _now()}
         write_json_atomic(self.path / "status.json", record)
+
+
+def slurm_job_id() -> str | None:
+    """Returns the id of the SLURM job that this process is part of, ``ARRAY_TASK`` in an array."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def _now() -> str:

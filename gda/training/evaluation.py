@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save
 
 from gda.config.schema import TrainerSettings
+from gda.ranks import is_main
 from gda.tasks.few_shot_test import TestFigures
 from gda.tasks.task import Figure
 from gda.tracking.atomic import write_bytes_atomic
@@ -70,8 +71,9 @@ class Evaluation:
             found = self.task.measure()
         row: Row = {"epoch": 1, **found.figures}
         self.run.require_ownership()
-        content = {name: shares.contiguous() for name, shares in found.episodes.items()}
-        write_bytes_atomic(self.run.path / EPISODES, save(content, found.fingerprints))
+        if is_main():
+            content = {name: shares.contiguous() for name, shares in found.episodes.items()}
+            write_bytes_atomic(self.run.path / EPISODES, save(content, found.fingerprints))
         self.run.append(row, {"epoch": 1, "evaluate_seconds": time.perf_counter() - started})
         self.on_checkpoint()
         return result_of([row], self.task.figure.name)

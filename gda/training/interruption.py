@@ -1,24 +1,100 @@
-"""Signals that end a run so that it can be continued."""
+"""Signals that end a run so that it can be continued.
+
+Ctrl-C, SIGTERM (a cluster preempts or cancels a job) and SIGUSR2 (a cluster's time limit comes near) all
+mean the same: save, and stop. While steps are trained a signal is only noted, and the loop stops at the
+end of its step; of several processes all stop at the same one. At any other time a signal stops at once:
+what is done then is made again.
+"""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
+
+from gda.ranks import max_over_ranks
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+_IMPATIENT_SECONDS = 1.0  # torchrun passes on the Ctrl-C that its processes have had already
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run; a kind of Ctrl-C, so that no handler of errors takes it for one.
+
+    Attributes:
+        signal: Its number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+class StopRequest:
+    """Whether a signal has asked this run to stop."""
+
+    def __init__(self) -> None:
+        self._signal = 0
+        self._deferred = False
+        self._stopping = False
+        self._first = 0.0
+
+    def stop(self, number: int) -> NoReturn:
+        """Stops the run for a signal that was noted.
+
+        Raises:
+            Stopped: Always.
+        """
+        self._stopping = True
+        raise Stopped(number)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within the block a signal is only noted; a second Ctrl-C stops at once all the same."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def asked(self) -> int:
+        """Returns the signal that came to any of the run's processes; 0 where none has.
+
+        Every process must call it at the same point, and gets the same answer.
+        """
+        return max_over_ranks(self._signal)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Takes a signal (see :func:`signal.signal`).
+
+        Raises:
+            Stopped: Nothing keeps the run from stopping here.
+        """
+        now = time.monotonic()
+        again = self._signal == number == signal.SIGINT and now - self._first > _IMPATIENT_SECONDS
+        if not self._signal:
+            self._signal, self._first = number, now
+        if again or not (self._deferred or self._stopping):
+            self._stopping = True  # what follows is saved in peace, whatever else a cluster sends
+            raise Stopped(number)
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Makes SIGTERM end the run as Ctrl-C does: marked interrupted, resumable."""
+def interruptible() -> Iterator[StopRequest]:
+    """Takes the signals that end a run, within the block.
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
+    Outside of the main thread they are somebody else's, and the request stays empty.
+    """
+    request = StopRequest()
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield
-        return
+        for number in _SIGNALS:
+            before[number] = signal.signal(number, request.handle)
+    except ValueError:  # not the main thread
+        before = {}
     try:
-        yield
+        yield request
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -4,9 +4,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, distributed, nn
 
-from gda.tasks.task import StepOutput
+from gda.ranks import rank_count
 from gda.training.dot import DOT
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,27 +29,62 @@ class Precision:
         """Returns the context of the forward passes."""
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
-    def step(
+    def keeps_gradients_apart(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Says whether the optimiser wants the gradients of two losses, and not those of their sum."""
+        return isinstance(optimizer, DOT)
+
+    def backward(
         self,
-        output: StepOutput,
+        loss: Tensor,
+        supervised: Tensor | None,
+        distilled: Tensor | None,
         optimizer: torch.optim.Optimizer,
-        parameters: list[nn.Parameter],
-        clip: float | None,
+        weight: float = 1.0,
     ) -> None:
-        """Backward pass, optional clipping of the global gradient norm, optimiser step.
+        """Adds the gradients of a loss to those that are there.
 
         :class:`~gda.training.dot.DOT` gets the gradients of the supervised and of the distillation loss
-        apart, in two backward passes; clipping then sees those of the supervised loss.
+        apart, in two backward passes.
+
+        Args:
+            loss: The weighted sum of both, a scalar.
+            supervised: The supervised loss; ``None`` where there is none.
+            distilled: The distillation loss; ``None`` where there is none.
+            optimizer: Whose gradients they become.
+            weight: Factor of all losses: what the images count for in the step.
         """
-        optimizer.zero_grad(set_to_none=True)
-        if isinstance(optimizer, DOT) and output.supervised is not None and output.distilled is not None:
-            output.distilled.backward(retain_graph=True)
+        if not isinstance(optimizer, DOT):
+            self.scaler.scale(weight * loss).backward()
+            return
+        if supervised is not None and distilled is not None:
+            (weight * distilled).backward(retain_graph=True)
+            average_gradients(optimizer)
             optimizer.hold()
-            output.supervised.backward()
+            (weight * supervised).backward()
         else:
-            self.scaler.scale(output.loss).backward()
+            self.scaler.scale(weight * loss).backward()
+        average_gradients(optimizer)
+
+    def update(
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float | None
+    ) -> None:
+        """Optional clipping of the global gradient norm, then the optimiser's step.
+
+        With :class:`~gda.training.dot.DOT`, clipping sees the gradients of the supervised loss.
+        """
         if clip is not None:
             self.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, clip)
         self.scaler.step(optimizer)
         self.scaler.update()
+
+
+def average_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Replaces gradients by their mean over all processes, where DDP has not done so."""
+    if rank_count() == 1:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                distributed.all_reduce(parameter.grad)
+                parameter.grad.div_(rank_count())

@@ -2,23 +2,27 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gda.config.schema import Recipe, TrainerSettings
 from gda.distillers.term import Progress
-from gda.seeding import stream_seed
-from gda.tasks.task import StepOutput, Task
+from gda.ranks import from_main, is_main, rank_count
+from gda.tasks.task import Task
 from gda.tracking.run_folder import Row, RunFolder
 from gda.training import checkpoint
+from gda.training.batch_statistics import average_statistics
+from gda.training.epoch import EpochSums
 from gda.training.finite import FiniteGuard, require_finite_figures, require_finite_weights
+from gda.training.interruption import Stopped, StopRequest
 from gda.training.precision import Precision
 from gda.training.progress import ProgressDisplay
 from gda.training.result import in_words, is_better, result_of
+from gda.training.step import OptimizerStep
 
 logger = logging.getLogger("gda.training")
 
@@ -40,6 +44,8 @@ class Trainer:
         device: Where the task's modules live.
         title: What the progress display calls the run.
         on_checkpoint: Called after each epoch is safe on disk.
+        on_step: Called after each training step.
+        stop: Asked after each step whether a signal has come.
     """
 
     def __init__(
@@ -54,13 +60,16 @@ class Trainer:
         device: torch.device,
         title: str = "training",
         on_checkpoint: Callable[[], None] = lambda: None,
+        on_step: Callable[[], None] = lambda: None,
+        stop: StopRequest | None = None,
     ) -> None:
         self.task, self.recipe, self.run = task, recipe, run
         self.optimizer, self.schedule = optimizer, schedule
-        self.seed, self.device, self.title = seed, device, title
-        self.on_checkpoint = on_checkpoint
-        self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+        self.device, self.title = device, title
+        self.on_checkpoint, self.on_step = on_checkpoint, on_step
+        self.stop = StopRequest() if stop is None else stop
         self.precision = Precision(settings.precision, device)
+        self.step = OptimizerStep(task, optimizer, self.precision, settings, recipe.gradient_clip, seed)
         self.guard = FiniteGuard(settings.finite_check_every)
         self.average = _average(task.student, settings.ema_decay)
         self.history: list[Row] = []
@@ -75,62 +84,96 @@ class Trainer:
         Raises:
             NonFiniteLoss: A loss became NaN or infinite; the last good checkpoint is kept.
             CheckpointError: A checkpoint could not be written; the last good one is kept.
+            Stopped: A signal asked to stop; the run is saved as it stands.
         """
-        first = self._resume()
+        first, within = self._resume()
         if not self.history:
             with self.precision.autocast():
                 self.history = [{"epoch": 0, **self.task.evaluate_teacher()}]
         self.run.restore_history(self.history)
         with ProgressDisplay(self.title, self.recipe.epochs, self.task.steps, first) as display:
             for epoch in range(first, self.recipe.epochs):
-                self._run_epoch(epoch, display)
+                self._run_epoch(epoch, display, within if epoch == first else None)
         return result_of(self.history, self.task.figure.name)
 
-    def _run_epoch(self, epoch: int, display: ProgressDisplay) -> None:
+    def _run_epoch(self, epoch: int, display: ProgressDisplay, within: Row | None = None) -> None:
         started = time.perf_counter()
         rate = self.schedule(epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        figures, images = self._train_epoch(epoch, display)
+        figures, images = self._train_epoch(epoch, display, within or {})
         trained = time.perf_counter()
-        row: Row = {"epoch": epoch + 1, "learning_rate": rate, **figures, **self._evaluate(epoch)}
+        try:
+            row: Row = {"epoch": epoch + 1, "learning_rate": rate, **figures, **self._evaluate(epoch)}
+        except Stopped:
+            self._save({"figures": figures})
+            raise
         require_finite_figures(row)
         evaluated = time.perf_counter()
-        self.history.append(row)
-        self._save(row)
-        speed = images / (trained - started)
-        timing = {
-            "epoch": epoch + 1,
-            "train_seconds": trained - started,
-            "evaluate_seconds": evaluated - trained,
-            "save_seconds": time.perf_counter() - evaluated,
-            "images_per_second": speed,
-        }
-        self.run.append(row, timing)
-        self.on_checkpoint()
-        display.epoch(epoch + 1, _summary(row, self.task.figure.name), speed)
+        with self.stop.deferred():  # checkpoint and journal belong together
+            self.history.append(row)
+            self._save_best(row)
+            self._save()
+            speed = images / (trained - started)
+            timing = {
+                "epoch": epoch + 1,
+                "train_seconds": trained - started,
+                "evaluate_seconds": evaluated - trained,
+                "save_seconds": time.perf_counter() - evaluated,
+                "images_per_second": speed,
+            }
+            self.run.append(row, timing)
+            self.on_checkpoint()
+            display.epoch(epoch + 1, _summary(row, self.task.figure.name), speed)
 
-    def _train_epoch(self, epoch: int, display: ProgressDisplay) -> tuple[Row, int]:
+    def _train_epoch(self, epoch: int, display: ProgressDisplay, within: Row) -> tuple[Row, int]:
+        """Trains one epoch, or the rest of it.
+
+        Returns:
+            The epoch's figures, and how many images all processes have trained on just now.
+        """
+        if "figures" in within:  # all its steps were done before
+            return within["figures"], 0
         for module in self.task.modules.values():
             module.train()
-        sums: dict[str, Tensor] = {}
-        images = 0
-        started = time.perf_counter()
-        for step, batch in enumerate(self.task.batches(epoch)):
-            torch.manual_seed(stream_seed(self.seed, "forward", epoch, step))  # dropout and the like
-            progress = Progress(epoch, self.recipe.epochs, step, self.task.steps)
-            with self.precision.autocast():
-                output = self.task.training_step(batch, progress)
-            self.precision.step(output, self.optimizer, self.parameters, self.recipe.gradient_clip)
-            if self.average is not None:
-                self.average.update_parameters(self.task.student)
-            self.guard.record(epoch, step, output)
-            _add(sums, output)
-            images += output.images
-            display.step(images / (time.perf_counter() - started))
+        trained = list(self._with_statistics())
+        sums, start = EpochSums(), within.get("step", 0)
+        if within:
+            sums = EpochSums.restored(within["ranks"], trained, self.device)
+        before, started = sums.images, time.perf_counter()
+        with self.stop.deferred():
+            for step, batch in enumerate(self.task.batches(epoch, start), start):
+                progress = Progress(epoch, self.recipe.epochs, step, self.task.steps)
+                for output in self.step(batch, progress):
+                    self.guard.record(epoch, step, output)
+                    sums.add(output)
+                if self.average is not None:
+                    self.average.update_parameters(self.task.student)
+                images = (sums.images - before) * rank_count()
+                display.step(images / (time.perf_counter() - started))
+                self.on_step()
+                asked = self.stop.asked()
+                if asked and step + 1 < self.task.steps:
+                    self._require_finite(epoch)
+                    self._save({"step": step + 1, "ranks": sums.state(trained)})
+                    self.stop.stop(asked)
+            self._require_finite(epoch)
+            average_statistics(trained)
+            figures, _ = sums.means()
+            if asked:
+                self._save({"figures": figures})
+                self.stop.stop(asked)
+        return figures, images
+
+    def _require_finite(self, epoch: int) -> None:
+        """Looks before anything is saved, so that no checkpoint holds bad weights."""
         self.guard.look()
         require_finite_weights(self.task.modules, epoch)
-        return {name: float(value) / images for name, value in sums.items()}, images
+
+    def _with_statistics(self) -> Iterator[nn.Module]:
+        yield from self.task.modules.values()
+        if self.average is not None:
+            yield self.average.module
 
     def _evaluate(self, epoch: int) -> Row:
         progress = Progress(epoch, self.recipe.epochs, self.task.steps - 1, self.task.steps)
@@ -141,25 +184,39 @@ class Trainer:
                 row |= {f"ema_{name}": value for name, value in averaged.items()}
         return row
 
-    def _save(self, row: Row) -> None:
+    def _save_best(self, row: Row) -> None:
+        if not is_better(row, self.best, self.task.figure.name):
+            return
+        self.best = row
+        best = {
+            "format": 1,
+            "epoch": row["epoch"],
+            "metrics": row,
+            "model": self.task.student.state_dict(),
+        }
+        if self.average is not None:
+            best["model_ema"] = self.average.module.state_dict()
         self.run.require_ownership()
-        if is_better(row, self.best, self.task.figure.name):
-            self.best = row
-            best = {
-                "format": 1,
-                "epoch": row["epoch"],
-                "metrics": row,
-                "model": self.task.student.state_dict(),
-            }
-            if self.average is not None:
-                best["model_ema"] = self.average.module.state_dict()
+        if is_main():
             checkpoint.save(self.run.path / checkpoint.BEST, best)
+
+    def _save(self, within: Row | None = None) -> None:
+        """Saves all that continues the run.
+
+        Args:
+            within: What has been done of the epoch after those in the history: ``step`` steps with what
+                each process has of its own, or all of them with their ``figures``.
+        """
+        self.run.require_ownership()
+        if not is_main():
+            return
         checkpoint.save_last(
             self.run.path,
             {
                 "format": 1,
-                "epoch": row["epoch"],
-                "metrics": row,
+                "epoch": self.history[-1]["epoch"],
+                "within": within,
+                "metrics": self.history[-1],
                 "history": self.history,
                 "best": self.best,
                 "model": self.task.student.state_dict(),
@@ -172,14 +229,21 @@ class Trainer:
                 "scaler": self.precision.scaler.state_dict(),
             },
         )
+        if within is not None:
+            self.run.saved_within(within.get("step", self.task.steps))
 
-    def _resume(self) -> int:
-        """Loads the newest good checkpoint; returns the epoch to continue with."""
-        state, notes = checkpoint.load_last(self.run.path)
-        for note in notes:
+    def _resume(self) -> tuple[int, Row | None]:
+        """Loads the newest good checkpoint.
+
+        Returns:
+            The epoch to continue with, and what has been done of it.
+        """
+        # One process sets damaged files aside, and all then load the same one.
+        for note in from_main(lambda: checkpoint.load_last(self.run.path)[1]):
             logger.warning(note)
+        state, _ = checkpoint.load_last(self.run.path)
         if state is None:
-            return 0
+            return 0, None
         self.task.student.load_state_dict(state["model"])
         for name, module in self.task.modules.items():
             if module is not self.task.student:
@@ -190,22 +254,16 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])
         self.history, self.best = state["history"], state["best"]
-        logger.info("%s: continuing after epoch %d", self.title, state["epoch"])
-        return int(state["epoch"])
+        within: Row | None = state.get("within")
+        begun = f", step {within.get('step', self.task.steps)} of the next" if within else ""
+        logger.info("%s: continuing after epoch %d%s", self.title, state["epoch"], begun)
+        return int(state["epoch"]), within
 
 
 def _average(student: nn.Module, decay: float | None) -> AveragedModel | None:
     if decay is None:
         return None
     return AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-
-def _add(sums: dict[str, Tensor], output: StepOutput) -> None:
-    """Adds a step's figures on the device, weighted by its images; nothing waits for the GPU."""
-    figures = {"train_loss": output.loss.detach(), **{f"term/{name}": v for name, v in output.terms.items()}}
-    for name, value in figures.items():
-        weighted = value.double() * output.images
-        sums[name] = sums[name] + weighted if name in sums else weighted
 
 
 def _summary(row: Row, figure: str) -> str:

@@ -131,9 +131,11 @@ def test_killed_at_random_moments(
 def test_interrupted_by_a_signal(
     number: int, start: Launch, command: tuple[str, ...], whole: Path, tmp_path: Path
 ) -> None:
-    child = start(*command, hook=Hook("before timing.jsonl", 2, gate=tmp_path / "never"))
+    gate = tmp_path / "gate"
+    child = start(*command, hook=Hook("before timing.jsonl", 2, gate=gate))
     until(lambda: len(list(tmp_path.glob("runs/main/*/seed*/metrics.jsonl"))) == 1 and rows(tmp_path) == 3)
-    child.kill(number)
+    child.kill(number)  # between checkpoint and journal: noted, and obeyed after the next step
+    gate.touch()
     assert child.wait() == 130, child.output
     folder = run_folder(tmp_path)
     assert status(folder)["state"] == "interrupted"
@@ -143,8 +145,15 @@ def test_interrupted_by_a_signal(
     assert not (folder / "run.lock").exists()
     again = start(*command)
     assert again.wait() == 0, again.output
-    assert "continuing after epoch 2" in (folder / "run.log").read_text()
+    assert "continuing after epoch 2, step 1 of the next" in (folder / "run.log").read_text()
     assert_same_run(folder, whole)
+    events = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
+    assert [(each["attempt"], each["event"], each["epoch"], each["step"]) for each in events] == [
+        (1, "begin", 0, 0),
+        (1, "interrupted", 2, 1),
+        (2, "begin", 2, 1),
+        (2, "done", 3, 0),
+    ]
 
 
 def rows(runs: Path) -> int:

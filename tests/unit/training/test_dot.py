@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gda.tasks.task import StepOutput
 from gda.training.dot import DOT
 from gda.training.precision import Precision
 
@@ -35,8 +34,9 @@ def train(model: Pair, optimizer: torch.optim.Optimizer, steps: range) -> None:
     precision = Precision("float32", torch.device("cpu"))
     for step in steps:
         supervised, distilled = model.losses(step)
-        output = StepOutput(supervised + distilled, {}, 1, {}, supervised, distilled)
-        precision.step(output, optimizer, list(model.parameters()), clip=None)
+        optimizer.zero_grad(set_to_none=True)
+        precision.backward(supervised + distilled, supervised, distilled, optimizer)
+        precision.update(optimizer, list(model.parameters()), clip=None)
 
 
 def expected(steps: int, difference: float) -> dict[str, np.ndarray]:

@@ -147,7 +147,8 @@ def test_clipping_bounds_the_global_norm_of_all_modules(make: Make) -> None:
         )
         optimizer = torch.optim.SGD(parameters, lr=1.0)
         output = task.training_step(0, Progress(0, 1))
-        precision.step(output, optimizer, parameters, None if clip == "null" else float(clip))
+        precision.backward(output.loss, None, None, optimizer)
+        precision.update(optimizer, parameters, None if clip == "null" else float(clip))
         change = torch.cat([(p.detach() - b).flatten() for p, b in zip(parameters, before, strict=True)])
         moved[clip] = float(change.norm())
     assert moved["null"] > 100
@@ -161,13 +162,13 @@ def test_the_average_follows_its_recursion_and_is_evaluated_beside_the_raw_stude
     task = Toy()
     weights: list[Tensor] = []
     trainer = make(task, "trainer.ema_decay=0.8", "recipe.epochs=2")
-    step = trainer.precision.step
+    update = trainer.precision.update
 
     def watched(*arguments: Any) -> None:
-        step(*arguments)
+        update(*arguments)
         weights.append(task.student[0].weight.detach().clone())
 
-    trainer.precision.step = watched  # type: ignore[method-assign]
+    trainer.precision.update = watched  # type: ignore[method-assign]
     trainer.fit()
     expected = weights[0]
     for weight in weights[1:]:
