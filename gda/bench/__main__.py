@@ -1,4 +1,4 @@
-"""``python -m gda.bench [step|sinkhorn|losses|episodes]``: measure on this machine, and print the figures."""
+"""``python -m gda.bench [WHAT]``: measure on this machine, and print the figures."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from rich.console import Console
 
-from gda.bench import episodes, losses, sinkhorn, step
+from gda.bench import episodes, losses, sinkhorn, step, tracking
 from gda.bench.timing import machine
 from gda.errors import UserError
 
@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m gda.bench",
         description="Measure a training step by its parts, the Sinkhorn term against the published one, "
-        "the loss of every method, and few-shot evaluation from embeddings.",
+        "the loss of every method, few-shot evaluation from embeddings, and whether MLflow gets all that "
+        "many runs log at once.",
     )
     parser.add_argument("what", nargs="?", choices=tuple(_MEASUREMENTS), help="by default step and sinkhorn")
     parser.add_argument(
@@ -43,6 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default=None, help="cpu or cuda; by default cuda where there is one")
     parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads; torch's choice by default")
     parser.add_argument("--repeats", type=_count, metavar="N", help="timed turns (step: 50, others: 10)")
+    parser.add_argument(
+        "--processes",
+        type=_count,
+        default=tracking.PROCESSES,
+        metavar="N",
+        help="tracking: runs that log at once (16)",
+    )
+    parser.add_argument("--uri", help="tracking: an MLflow store; by default a new SQLite database")
     options = parser.parse_args(arguments)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -116,7 +125,25 @@ def _episodes(options: argparse.Namespace, device: torch.device, console: Consol
         console.print(f"- {note}", highlight=False, soft_wrap=not console.is_terminal)
 
 
-_MEASUREMENTS = {"step": _step, "sinkhorn": _sinkhorn, "losses": _losses, "episodes": _episodes}
+def _tracking(options: argparse.Namespace, device: torch.device, console: Console) -> None:
+    shipped = tracking.measure(options.processes, uri=options.uri)
+    title = (
+        f"{shipped.processes} runs at once, {tracking.EPOCHS} epochs of {tracking.METRICS} metrics and "
+        f"4 times each, into {options.uri or 'a new SQLite database'}"
+    )
+    console.print()
+    console.print(tracking.tracking_table(shipped, title))
+    for note in tracking.NOTES:
+        console.print(f"- {note}", highlight=False, soft_wrap=not console.is_terminal)
+
+
+_MEASUREMENTS = {
+    "step": _step,
+    "sinkhorn": _sinkhorn,
+    "losses": _losses,
+    "episodes": _episodes,
+    "tracking": _tracking,
+}
 
 
 def _count(text: str) -> int:

@@ -1,7 +1,4 @@
-"""What a run folder holds, in the words of MLflow: values at epochs, parameters, tags, files.
-
-Computed from the folder alone, so that a late replay shows the same as a mirror that kept up.
-"""
+"""What a run folder holds, in the words of MLflow; the same for a late replay and a mirror that keeps up."""
 
 import hashlib
 import json
@@ -16,26 +13,9 @@ from gda.errors import UserError
 from gda.tracking.atomic import read_json_lines
 from gda.tracking.mlflow_ledger import Ledger, read_json
 from gda.tracking.mlflow_store import clean_name
+from gda.tracking.mlflow_tags import tags_of
 
-RUN_TAG = "gda.run"
-TAGS = (
-    "study",
-    "group",
-    "seed",
-    "distiller",
-    "alignment",
-    "ground_truth",
-    "dataset",
-    "recipe",
-    "task",
-    "teacher",
-    "student",
-    "pair",
-    "label",
-)
-ARTIFACTS = ("config.yaml", "run.json", "report.md")
-
-_TAG_LENGTH = 5000
+ARTIFACTS = ("config.yaml", "run.json", "code.diff", "report.md")
 
 Rows = Mapping[int, Mapping[str, Any]]
 """Rows of a journal by epoch."""
@@ -94,12 +74,12 @@ class RunContent:
 
     @property
     def state(self) -> str:
-        """State of the run: running, done, failed or interrupted."""
+        """State of the run: running, done, failed, interrupted or preempted."""
         return str(self.status.get("state", "running"))
 
     @property
     def ended(self) -> bool:
-        """Whether nobody works on the run any more."""
+        """Whether nobody works on the run any more; one that was preempted comes back by itself."""
         return self.state in ("done", "failed", "interrupted")
 
     @property
@@ -137,11 +117,18 @@ class RunContent:
     @cached_property
     def tags(self) -> dict[str, str]:
         """What the run is, for MLflow's search."""
-        tags = {tag: str(self.facts[tag])[:_TAG_LENGTH] for tag in TAGS if self.facts.get(tag) is not None}
-        commit = (self.facts.get("git") or {}).get("commit")
-        if commit:
-            tags["git.commit"] = tags["mlflow.source.git.commit"] = str(commit)
-        return tags | {RUN_TAG: self.key}
+        return tags_of(self.facts, self.key)
+
+    @property
+    def tags_digest(self) -> str:
+        """Tells one set of tags from another."""
+        return _digest(json.dumps(self.tags, sort_keys=True).encode())
+
+    @property
+    def sweep(self) -> str | None:
+        """The sweep that the run belongs to, ``STUDY/<sweep id>``, if it belongs to one."""
+        name = self.facts.get("sweep")
+        return name if isinstance(name, str) else None
 
     @cached_property
     def params(self) -> dict[str, str]:
@@ -204,11 +191,27 @@ class RunContent:
         }
         return rows, timing_rows
 
+    def rows_digest(self, last_epoch: int) -> str:
+        """Tells one beginning of ``metrics.jsonl`` from another, up to and including an epoch."""
+        rows = [row for epoch, row in self.metrics.items() if epoch <= last_epoch]
+        return _digest(json.dumps(rows, sort_keys=True).encode())
+
+    def contradicts(self, ledger: Ledger) -> bool:
+        """Say whether rows that have been sent stand differently in the journal now.
+
+        A run that has lost its last checkpoint does epochs again, and on a GPU they may come out
+        differently. While it has not come as far again, the journal is only shorter.
+        """
+        as_far = self.state == "done" or max(self.metrics, default=-1) >= ledger.seen_epoch
+        return bool(ledger.seen) and as_far and self.rows_digest(ledger.seen_epoch) != ledger.seen
+
     def is_behind(self, ledger: Ledger) -> bool:
         """Say whether the folder holds anything that the ledger does not."""
         return bool(
             any(self.unsent(ledger))
             or ledger.in_flight
+            or self.contradicts(ledger)
+            or ledger.tags != self.tags_digest
             or ledger.state != self.state
             or (not ledger.params_logged and self.has_config)
             or (self.ended and ledger.result != self.result_digest)

@@ -27,6 +27,9 @@ class Ledger:
         timing_epoch: The last epoch of them.
         in_flight: Values are being sent. A process that dies meanwhile leaves it true, and whoever
             ships next asks MLflow which values it has already.
+        seen_epoch: The last epoch of ``metrics.jsonl`` that has been sent or is being sent.
+        seen: Digest of the rows up to that epoch, as they were sent.
+        tags: Digest of the tags that have been sent.
         params_logged: The config has been sent.
         result: Digest of the result that has been sent.
         artifacts: Digests of the files that have been sent, by name.
@@ -43,6 +46,9 @@ class Ledger:
     timing_rows: int = 0
     timing_epoch: int = -1
     in_flight: bool = False
+    seen_epoch: int = -1
+    seen: str = ""
+    tags: str = ""
     params_logged: bool = False
     result: str = ""
     artifacts: dict[str, str] = field(default_factory=dict)

@@ -5,7 +5,7 @@ import threading
 import time
 from pathlib import Path
 
-from gda.tracking.mlflow_ledger import recorded, recorded_uri
+from gda.tracking.mlflow_ledger import read_json, recorded, recorded_uri
 from gda.tracking.mlflow_ship import ship
 from gda.tracking.mlflow_store import one_line
 
@@ -13,6 +13,12 @@ __all__ = ["MLflowMirror", "recorded_uri", "ship"]
 
 _FIRST_PAUSE = 5.0
 _LONGEST_PAUSE = 300.0
+# Seconds that the end of a run may wait for MLflow. Nothing is down where a database does not answer: when
+# many runs end together it is busy, and so are the CPUs, for importing MLflow alone takes seconds each.
+# After a signal there is little time: the job must still ask to be requeued.
+_DATABASE_PATIENCE = 120.0
+_SERVER_PATIENCE = 20.0
+_SIGNAL_PATIENCE = 5.0
 
 _log = logging.getLogger("gda.tracking")
 
@@ -53,17 +59,20 @@ class MLflowMirror:
         """Say that the journals have grown; returns at once. To be called after each checkpoint."""
         self._wake.set()
 
-    def close(self, timeout_seconds: float = 20) -> bool:
+    def close(self, timeout_seconds: float | None = None) -> bool:
         """Ship what is left and stop.
 
         Args:
-            timeout_seconds: The longest time to wait; a call to the store that hangs is left behind.
+            timeout_seconds: The longest time to wait; a call to the store that hangs is left behind. By
+                default 20 s, for a SQLite database 120 s, and 5 s if a signal stopped the run.
 
         Returns:
             Whether MLflow has everything that the run folder holds.
         """
         if self._thread.ident is None:
             return False
+        if timeout_seconds is None:
+            timeout_seconds = self._patience()
         self._deadline = time.monotonic() + timeout_seconds
         self._closing.set()
         self._wake.set()
@@ -78,6 +87,15 @@ class MLflowMirror:
         """The MLflow run, once it is known."""
         return recorded(self.folder).get("run_id") or None
 
+    def _patience(self) -> float:
+        if (read_json(self.folder / "status.json") or {}).get("state") in ("preempted", "interrupted"):
+            return _SIGNAL_PATIENCE
+        return _DATABASE_PATIENCE if self._is_database else _SERVER_PATIENCE
+
+    @property
+    def _is_database(self) -> bool:
+        return self.uri.startswith("sqlite:")
+
     def _run(self) -> None:
         pause = 0.0
         while True:
@@ -87,7 +105,7 @@ class MLflowMirror:
                 self._wake.wait()
             closing = self._closing.is_set()  # asked before shipping: the journals are complete then
             self._wake.clear()
-            patient = self._shipped or self.uri.startswith("sqlite:")
+            patient = self._shipped or self._is_database
             pause = 0.0 if self._attempt() else min(_LONGEST_PAUSE, max(_FIRST_PAUSE, 2 * pause))
             if closing:
                 # A store that has worked deserves patience, and so does a database, which is busy

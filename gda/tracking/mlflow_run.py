@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gda.errors import UserError
-from gda.tracking.mlflow_content import RUN_TAG, Value
+from gda.tracking.mlflow_content import Value
 from gda.tracking.mlflow_store import artifact_location, clean_name
+from gda.tracking.mlflow_tags import RUN_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -75,18 +76,43 @@ def find_or_create(
         tags: Its tags, if it is made.
         created: Its start in milliseconds since 1970, if it is made; 0 for now.
     """
-    key = tags[RUN_TAG]
-    quote = '"' if "'" in key else "'"
-    found = client.search_runs(
-        [experiment],
-        filter_string=f"tags.`{RUN_TAG}` = {quote}{key}{quote}",
-        order_by=["attributes.start_time ASC"],
-        max_results=1,
-    )
+    found = runs_tagged(client, experiment, RUN_TAG, tags[RUN_TAG])
     if found:
         return client.get_run(found[0].info.run_id), False
     start = created or int(1000 * time.time())
     return client.create_run(experiment, start_time=start, tags=dict(tags), run_name=name), True
+
+
+def runs_tagged(
+    client: "MlflowClient", experiment: str, tag: str, value: str, also: str | None = None
+) -> list["Run"]:
+    """Return the runs of an experiment that have a tag, the oldest first; equally old ones by id.
+
+    Args:
+        client: The store.
+        experiment: Id of the experiment.
+        tag: Name of the tag.
+        value: Its value; not with both kinds of quotation marks in it.
+        also: Another condition, in MLflow's words.
+    """
+    quote = '"' if "'" in value else "'"
+    condition = f"tags.`{tag}` = {quote}{value}{quote}"
+    if also:
+        condition += f" and {also}"
+    page = client.search_runs([experiment], condition)
+    found = list(page)
+    while page.token:
+        page = client.search_runs([experiment], condition, page_token=page.token)
+        found += page
+    return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def update_tags(client: "MlflowClient", run: "Run", tags: Mapping[str, str]) -> bool:
+    """Set the tags that a run lacks or has with another value; says whether there were any."""
+    new = {name: value for name, value in tags.items() if run.data.tags.get(name) != value}
+    for name, value in new.items():
+        client.set_tag(run.info.run_id, name, value)
+    return bool(new)
 
 
 def without_present(client: "MlflowClient", run_id: str, values: Sequence[Value]) -> list[Value]:
@@ -135,4 +161,5 @@ def set_state(client: "MlflowClient", run_id: str, state: str, ended_at: int) ->
     if state in _STATUS:
         client.set_terminated(run_id, _STATUS[state], end_time=ended_at)
     else:
-        client.update_run(run_id, status="RUNNING")  # also a killed run that has been resumed
+        # Also a killed run that has been resumed. A preempted one waits in the queue.
+        client.update_run(run_id, status="SCHEDULED" if state == "preempted" else "RUNNING")

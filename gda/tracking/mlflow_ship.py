@@ -4,6 +4,7 @@ The journals in the run folder are the truth. How far they have been sent is kep
 (`gda.tracking.mlflow_ledger`), which is marked before values leave and again when they have arrived.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +19,17 @@ from gda.tracking.mlflow_run import (
     log_params,
     log_values,
     set_state,
+    update_tags,
     without_present,
 )
 from gda.tracking.mlflow_store import absolute_uri, open_client
+from gda.tracking.mlflow_sweep import Sweep, attach, finish_sweeps
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_log = logging.getLogger("gda.tracking")
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Shipment:
     Attributes:
         run_id: The MLflow run.
         rows: How many rows of ``metrics.jsonl`` went out.
-        changed: Whether anything went out: rows, parameters, results, artifacts or a new status.
+        changed: Whether anything went out: rows, tags, parameters, results, artifacts or a new status.
     """
 
     run_id: str
@@ -46,7 +52,8 @@ def ship(folder: Path, uri: str, experiment: str | None = None, verify: bool = F
 
     Safe to call at any time, from several processes, for running and for finished runs, again
     after any failure: nothing is lost and nothing is sent twice. A run that has been deleted in
-    MLflow is made again, because the run folder is the truth.
+    MLflow is made again, because the run folder is the truth; and so is one whose epochs were done
+    again and came out differently, because MLflow can't take a value back.
 
     Args:
         folder: The run folder, ``RUNS/STUDY/<name>-<hash>/seed<k>``.
@@ -79,6 +86,10 @@ def _ship_guarded(folder: Path, uri: str, experiment: str | None, verify: bool) 
     client = open_client(uri)
     changed = False
     run = known_run(client, ledger.run_id)
+    if run is not None and content.contradicts(ledger):
+        _log.warning("%s: epochs were done again; its earlier MLflow run is in MLflow's trash", folder)
+        client.delete_run(ledger.run_id)
+        run = None
     if run is None:
         # What was sent to a run that is gone counts no more.
         ledger = Ledger(uri, ledger.key, ledger.experiment)
@@ -92,14 +103,20 @@ def _ship_guarded(folder: Path, uri: str, experiment: str | None, verify: bool) 
     # Metrics go first: they are what a person waits for, and nothing below can hold them up.
     rows = _send_rows(client, ledger, content)
     changed |= rows is not None
+    tagged = (verify or ledger.tags != content.tags_digest) and _send_tags(client, ledger, content, run)
+    changed |= tagged
     if not ledger.params_logged and content.has_config:
         log_params(client, run, content.params)
         ledger.params_logged = changed = True
     if content.ended:
         changed |= _send_result(client, ledger, content)
         changed |= _send_artifacts(client, ledger, content)
-    if ledger.state != content.state:
+    moved = ledger.state != content.state
+    if moved:
         set_state(client, ledger.run_id, content.state, content.ended_at if content.ended else 0)
+    if content.state == "done" and (moved or tagged):
+        finish_sweeps(client, ledger.experiment_id, folder.parents[1], content.ended_at)
+    if moved:
         ledger.state = content.state
         changed = True
     if changed:
@@ -114,14 +131,31 @@ def _send_rows(client: "MlflowClient", ledger: Ledger, content: RunContent) -> i
         values = [*values_of(rows), *values_of(timing_rows, "timing/")]
         if ledger.in_flight:
             values = without_present(client, ledger.run_id, values)
-        else:
-            ledger.in_flight = True
-            ledger.write(content.folder)
+        ledger.in_flight = True
+        ledger.seen_epoch = max([ledger.seen_epoch, *rows])
+        ledger.seen = content.rows_digest(ledger.seen_epoch)
+        ledger.write(content.folder)
         log_values(client, ledger.run_id, values, content.moments)
     if ledger.in_flight:
         ledger.sent(rows, timing_rows)
         ledger.write(content.folder)
     return len(rows) if rows or timing_rows else None
+
+
+def _send_tags(client: "MlflowClient", ledger: Ledger, content: RunContent, run: "Run") -> bool:
+    """Send new tags, the parent among them; says whether anything changed.
+
+    A run that is tried again by a later sweep moves to that one; tags that ``run.json`` no longer
+    accounts for stay.
+    """
+    changed = update_tags(client, run, content.tags)
+    sweep = Sweep.of(content.folder, content.sweep)
+    if sweep is not None:
+        changed |= attach(client, ledger.experiment_id, run, sweep)
+    if ledger.tags != content.tags_digest:
+        ledger.tags = content.tags_digest
+        changed = True
+    return changed
 
 
 def _send_result(client: "MlflowClient", ledger: Ledger, content: RunContent) -> bool:

@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from gda.errors import UserError
-from gda.tracking.mlflow_content import RUN_TAG
 from gda.tracking.mlflow_run import known_run
 from gda.tracking.mlflow_store import absolute_uri, database_path, one_line, open_client
+from gda.tracking.mlflow_tags import RUN_TAG
 from gda.tracking.run_folder import RunFolder
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".bin")

@@ -1,139 +1,91 @@
-"""Where a run came from: code, packages, machine, command."""
+"""Where a run came from: code, packages, machine, job, config, command."""
 
 import hashlib
+import json
 import os
 import platform
+import re
 import socket
-import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import gda
+from gda.tracking.git_state import git_state
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "mlflow", "numpy", "gda")
 SLURM_VARIABLES = (
+    "SLURM_CLUSTER_NAME",
+    "SLURM_SUBMIT_HOST",
     "SLURM_JOB_ID",
     "SLURM_JOB_NAME",
+    "SLURM_JOB_USER",
+    "SLURM_JOB_ACCOUNT",
+    "SLURM_JOB_PARTITION",
+    "SLURM_JOB_QOS",
     "SLURM_ARRAY_JOB_ID",
     "SLURM_ARRAY_TASK_ID",
     "SLURM_RESTART_COUNT",
     "SLURM_JOB_NODELIST",
-    "SLURM_JOB_PARTITION",
+    "SLURM_JOB_NUM_NODES",
     "SLURM_NTASKS",
     "SLURM_PROCID",
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_JOB_GPUS",
+    "SLURM_GPUS_ON_NODE",
+    "SLURM_STEP_ID",
+    "SLURM_STEP_NUM_NODES",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_STEP_GPUS",
 )
-_MAX_UNTRACKED = 50
-# What a person's git configuration could change in the texts that are parsed or hashed here.
-_GIT_OPTIONS = (
-    "status.showUntrackedFiles=normal",
-    "diff.relative=false",
-    "diff.noprefix=false",
-    "diff.mnemonicPrefix=false",
-)
 
 
-def collect_provenance() -> dict[str, Any]:
-    """Collect what identifies the code, the packages and the machine of this process.
+def collect_provenance(config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Collect what identifies the code, the packages, the machine and the config of this process.
 
-    Cheap by design: it imports none of the packages and does not wake a GPU.
+    Cheap by design: it imports none of the packages and does not wake a GPU. What torch knows is
+    there where torch has been loaded.
+
+    Args:
+        config: The resolved config of the run, as plain data.
 
     Returns:
         A JSON-ready dict with the keys ``git`` (``None`` outside a checkout or without git),
-        ``versions``, ``python``, ``platform``, ``host``, ``cpu``, ``gpus``,
-        ``cuda_visible_devices``, ``slurm`` and ``command``.
+        ``config_sha256``, ``versions``, ``python``, ``platform``, ``host``, ``cpu``, ``gpus``,
+        ``cuda``, ``cuda_visible_devices``, ``ranks``, ``slurm`` and ``command``.
     """
     return {
-        "git": _git_state(),
+        "git": git_state(),
+        "config_sha256": None if config is None else config_sha256(config),
         "versions": _versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "cpu": {"model": _cpu_model(), "count": os.cpu_count(), "usable": _usable_cpus()},
         "gpus": _gpu_names(),
+        "cuda": _cuda_versions(),
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "ranks": _ranks(),
         "slurm": {name: os.environ[name] for name in SLURM_VARIABLES if name in os.environ},
         "command": list(sys.argv),
     }
 
 
-def working_diff() -> str:
-    """Return the difference between the checkout and its last commit.
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """Hash a whole resolved config, whatever the order of its keys.
+
+    The hash of what stands in a run's ``config.yaml`` is the same, so that anyone can check it.
+
+    Args:
+        config: The config as plain data.
 
     Returns:
-        The patch of the tracked files, binary ones included, as ``git apply`` takes it; empty if
-        there is no difference, no commit, no checkout or no git.
+        SHA-256 of its JSON with sorted keys, in hexadecimal digits.
     """
-    if not _in_checkout():
-        return ""
-    return _git("diff", "--binary", "--no-color", "--no-ext-diff", "HEAD") or ""
-
-
-def _git_state() -> dict[str, Any] | None:
-    if not _in_checkout():
-        return None
-    status = _git("status", "--porcelain=v2", "--branch", "-z")  # -z: paths from the root
-    if status is None:
-        return None
-    headers: dict[str, str] = {}
-    changed = False
-    untracked: list[str] = []
-    for line in status.split("\0"):
-        if line.startswith("# "):
-            key, _, value = line[2:].partition(" ")
-            headers[key] = value
-        elif line.startswith("? "):
-            untracked.append(line[2:].encode("utf-8", "backslashreplace").decode("utf-8"))
-        elif line:
-            changed = True
-    commit = headers.get("branch.oid")
-    branch = headers.get("branch.head")
-    diff = working_diff() if changed else ""
-    return {
-        "commit": None if commit in (None, "(initial)") else commit,
-        "branch": None if branch in (None, "(detached)") else branch,
-        "dirty": changed or bool(untracked),
-        "diff_sha256": hashlib.sha256(diff.encode("utf-8", "surrogateescape")).hexdigest() if diff else None,
-        "untracked": untracked[:_MAX_UNTRACKED],
-    }
-
-
-def _in_checkout() -> bool:
-    """Whether the package's source is part of a git checkout.
-
-    A package installed into a virtual environment may lie inside somebody's checkout, but is
-    ignored by it; that commit would say nothing about this code.
-    """
-    # check-ignore: 0 ignored, 1 not ignored, 128 no checkout
-    return _run_git("check-ignore", "--quiet", "__init__.py")[0] == 1
-
-
-def _git(*arguments: str) -> str | None:
-    code, output = _run_git(*arguments)
-    return output if code == 0 else None
-
-
-def _run_git(*arguments: str) -> tuple[int | None, str]:
-    # A hook's variables would point at another repository; optional locks would disturb a person
-    # who works in the same checkout.
-    hook = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY"}
-    environment = {key: value for key, value in os.environ.items() if key not in hook}
-    environment["GIT_OPTIONAL_LOCKS"] = "0"
-    environment["LC_ALL"] = "C"
-    try:
-        done = subprocess.run(
-            ["git", *(word for option in _GIT_OPTIONS for word in ("-c", option)), *arguments],
-            cwd=Path(gda.__file__).resolve().parent,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None, ""
-    return done.returncode, done.stdout.decode("utf-8", "surrogateescape")
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _versions() -> dict[str, str | None]:
@@ -182,3 +134,36 @@ def _gpu_names() -> list[str]:
             continue
         names += [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("Model:")]
     return names
+
+
+def _cuda_versions() -> dict[str, str | None]:
+    """Name the GPU driver's version, and those of CUDA and cuDNN that torch runs with.
+
+    None of these questions creates a CUDA context. Without a GPU cuDNN is not asked: it would be
+    loaded for nothing.
+    """
+    torch, driver = sys.modules.get("torch"), _driver_version()
+    has_gpu = torch is not None and (driver is not None or torch.cuda.is_initialized())
+    cudnn = torch.backends.cudnn.version() if torch is not None and has_gpu else None
+    return {
+        "runtime": None if torch is None else torch.version.cuda,
+        "cudnn": None if cudnn is None else str(cudnn),
+        "driver": driver,
+    }
+
+
+def _driver_version() -> str | None:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^NVRM version:.*?\s(\d+(?:\.\d+)+)\s", text, re.MULTILINE)
+    return found[1] if found else None
+
+
+def _ranks() -> int:
+    """Count the processes that train this run together."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return int(distributed.get_world_size())

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gda.errors import UserError
-from gda.tracking.mlflow_content import RUN_TAG
 from gda.tracking.mlflow_ledger import LEDGER_NAME, recorded
 from gda.tracking.mlflow_run import experiment_id, find_or_create, set_state
 from gda.tracking.mlflow_store import absolute_uri, database_path, one_line, open_client
+from gda.tracking.mlflow_tags import RUN_TAG
 
 
 def log_report(study_folder: Path, files: Sequence[Path]) -> str | None:

@@ -3,13 +3,14 @@ import logging
 import math
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 from run_folders import metric_row, timing_row, write_rows, write_run, write_status
 
 from gda.errors import UserError
@@ -18,6 +19,7 @@ from gda.tracking.mlflow_ledger import LEDGER_NAME, recorded_uri
 from gda.tracking.mlflow_mirror import MLflowMirror
 from gda.tracking.mlflow_ship import ship
 from gda.tracking.mlflow_store import default_uri
+from gda.tracking.run_folder import RunFolder
 
 DEAD = "http://127.0.0.1:9"  # the discard port: nobody listens
 
@@ -56,6 +58,13 @@ def check_history(uri: str, run_id: str, epochs: int) -> None:
             for metric in history:
                 expected = float(row_of(metric.step)[key])
                 assert metric.value == expected or (math.isnan(metric.value) and math.isnan(expected))
+
+
+def write_with(folder: Path, epochs: range, shift: float) -> None:
+    """Writes journals whose losses differ from the usual ones."""
+    rows = [{**metric_row(epoch), "train/loss": epoch + shift} for epoch in epochs]
+    for name, lines in (("metrics", rows), ("timing", [timing_row(epoch) for epoch in epochs])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -107,9 +116,10 @@ def test_a_finished_run_is_mirrored_whole(tmp_path: Path, uri: str) -> None:
 
     again = ship(folder, uri, verify=True)
     assert (again.run_id, again.rows, again.changed) == (run.info.run_id, 0, False)
-    (folder / "report.md").write_text("# late\n")
-    assert ship(folder, uri).changed
-    assert len(MlflowClient(uri).list_artifacts(run.info.run_id)) == 3
+    for name in ("report.md", "code.diff"):
+        (folder / name).write_text("late\n")
+        assert ship(folder, uri).changed
+    assert len(MlflowClient(uri).list_artifacts(run.info.run_id)) == 4
     check_history(uri, run.info.run_id, 8)
 
 
@@ -130,6 +140,88 @@ def test_a_run_that_stopped_goes_on_in_the_same_mlflow_run(
     (run,) = runs_of(uri)
     assert run.info.status == "FINISHED"
     check_history(uri, run.info.run_id, 9)
+
+
+def test_a_preempted_run_waits_for_its_turn(tmp_path: Path, uri: str) -> None:
+    folder = write_run(tmp_path / "runs", epochs=3, state="preempted")
+    ship(folder, uri)
+    (run,) = runs_of(uri)
+    assert run.info.status == "SCHEDULED"
+    assert run.info.end_time is None
+    check_history(uri, run.info.run_id, 3)
+    write_status(folder, "running", 3)
+    ship(folder, uri)
+    assert runs_of(uri)[0].info.status == "RUNNING"
+
+
+@pytest.mark.parametrize("shipped_meanwhile", [True, False])
+def test_epochs_that_are_done_again_alike_are_there_once(
+    tmp_path: Path, uri: str, shipped_meanwhile: bool
+) -> None:
+    """A requeued run goes back to its last good checkpoint, and writes its journal anew from that."""
+    folder = write_run(tmp_path / "runs", epochs=6)
+    run_id = ship(folder, uri).run_id
+    run = RunFolder(folder)
+    run.restore_history([metric_row(epoch) for epoch in range(4)])
+    for epoch in range(4, 9):
+        if shipped_meanwhile:
+            assert ship(folder, uri).run_id == run_id
+        run.append(metric_row(epoch), timing_row(epoch))
+    assert ship(folder, uri, verify=True).run_id == run_id
+    check_history(uri, run_id, 9)
+
+
+@pytest.mark.parametrize("shipped_meanwhile", [True, False])
+def test_epochs_that_come_out_differently_replace_the_old_ones(
+    tmp_path: Path, uri: str, shipped_meanwhile: bool
+) -> None:
+    """As on a GPU, whose sums have no order: MLflow keeps both values of a step, so the run is made anew."""
+    folder = write_run(tmp_path / "runs", epochs=0)
+    write_with(folder, range(6), shift=0.25)
+    old = ship(folder, uri).run_id
+    run = RunFolder(folder)
+    run.restore_history([metric_row(epoch) for epoch in range(4)])
+    for epoch in range(4, 9):
+        if shipped_meanwhile:
+            ship(folder, uri)
+        run.append(metric_row(epoch), timing_row(epoch))
+    write_status(folder, "done", 8)
+    new = ship(folder, uri).run_id
+    assert new != old
+    assert [found.info.run_id for found in runs_of(uri)] == [new]
+    check_history(uri, new, 9)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("demo").experiment_id
+    (trash,) = client.search_runs([experiment], run_view_type=ViewType.DELETED_ONLY)
+    assert trash.info.run_id == old
+    assert not ship(folder, uri, verify=True).changed
+    write_with(folder, range(9), shift=0.5)  # as many rows, and nothing else is new
+    assert ship(folder, uri).run_id != new
+
+
+def test_a_shorter_journal_of_a_finished_run_replaces_a_longer_one(tmp_path: Path, uri: str) -> None:
+    folder = write_run(tmp_path / "runs", epochs=6)
+    old = ship(folder, uri).run_id
+    write_rows(folder, 4)
+    assert ship(folder, uri).run_id == old  # it may still come as far
+    write_status(folder, "done", 3)
+    new = ship(folder, uri).run_id
+    assert new != old
+    check_history(uri, new, 4)
+
+
+def test_values_that_were_in_flight_when_their_sender_died_are_not_mixed_with_others(
+    tmp_path: Path, uri: str, python
+) -> None:
+    folder = write_run(tmp_path / "runs", epochs=0)
+    write_with(folder, range(8), shift=0.25)
+    process = python(KILLED, folder, uri, 2)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    write_rows(folder, 8)
+    write_status(folder, "done", 7)
+    check_history(uri, ship(folder, uri).run_id, 8)
+    assert len(runs_of(uri)) == 1
 
 
 def test_rows_that_are_being_written_wait(tmp_path: Path, uri: str) -> None:
@@ -284,6 +376,35 @@ def test_a_server_that_never_answers_blocks_nobody(tmp_path: Path, monkeypatch: 
         assert time.monotonic() - start < 2
         assert not mirror.close(timeout_seconds=1)
         assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("state", "uri", "patience"),
+    [
+        ("preempted", DEAD, 0.1),  # its job must still ask to be requeued
+        ("interrupted", DEAD, 0.1),
+        ("done", DEAD, 0.2),
+        ("failed", DEAD, 0.2),
+        ("preempted", "sqlite:////nowhere/mlflow.db", 0.1),
+        ("done", "sqlite:////nowhere/mlflow.db", 0.3),
+    ],
+)
+def test_how_long_a_run_waits_at_its_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    state: str,
+    uri: str,
+    patience: float,
+) -> None:
+    for name, seconds in (("SIGNAL", 0.1), ("SERVER", 0.2), ("DATABASE", 0.3)):
+        monkeypatch.setattr(mlflow_mirror, f"_{name}_PATIENCE", seconds)
+    folder = write_run(tmp_path / "runs", epochs=2, state=state)
+    hangs = threading.Event()
+    monkeypatch.setattr(mlflow_mirror, "ship", lambda *_: hangs.wait(60))
+    assert not MLflowMirror(folder, uri).start().close()
+    hangs.set()
+    assert f"no answer within {patience} s" in caplog.text
 
 
 def test_a_mirror_recovers_by_itself(

@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 import gda
-from gda.tracking import provenance
+from gda.tracking import git_state, provenance
 
 
 @pytest.fixture
@@ -50,15 +51,21 @@ def test_no_package_is_imported(python) -> None:
 def test_a_clean_checkout(checkout: Path) -> None:
     git = provenance.collect_provenance()["git"]
     assert len(git.pop("commit")) == 40
-    assert git == {"branch": "trunk", "dirty": False, "diff_sha256": None, "untracked": []}
-    assert provenance.working_diff() == ""
+    assert git == {
+        "branch": "trunk",
+        "dirty": False,
+        "diff_sha256": None,
+        "diff_truncated": False,
+        "untracked": [],
+    }
+    assert git_state.working_diff() == ""
 
 
 def test_a_changed_checkout(checkout: Path) -> None:
     (checkout / "__init__.py").write_text("a = 2\n")
     (checkout / "new.py").touch()
     git = provenance.collect_provenance()["git"]
-    diff = provenance.working_diff()
+    diff = git_state.working_diff()
     assert "+a = 2" in diff
     assert git["dirty"]
     assert git["diff_sha256"] == hashlib.sha256(diff.encode()).hexdigest()
@@ -80,9 +87,113 @@ def test_without_git_or_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     else:
         monkeypatch.setenv("PATH", path)
     assert provenance.collect_provenance()["git"] is None
-    assert provenance.working_diff() == ""
+    assert git_state.working_diff() == ""
+
+
+def test_the_difference_lies_beside_the_run(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "__init__.py").write_text("a = 2  # \u00e9\n")
+    (checkout / "weights.bin").write_bytes(bytes(range(256)))
+    subprocess.run(["git", "add", "."], cwd=checkout, check=True)
+    before = tmp_path / "before"
+    subprocess.run(["git", "worktree", "add", "-q", str(before), "HEAD"], cwd=checkout, check=True)
+    git_state.write_working_diff(tmp_path)
+    diff = tmp_path / "code.diff"
+    recorded = provenance.collect_provenance()["git"]
+    assert hashlib.sha256(diff.read_bytes()).hexdigest() == recorded["diff_sha256"]
+    assert not recorded["diff_truncated"]
+    subprocess.run(["git", "apply", str(diff)], cwd=before, check=True)
+    for name in ("__init__.py", "weights.bin"):
+        assert (before / "gda" / name).read_bytes() == (checkout / name).read_bytes()
+
+    subprocess.run(["git", "reset", "-q", "--hard"], cwd=checkout, check=True)
+    git_state.write_working_diff(tmp_path)  # a later attempt, with the code as it was committed
+    assert not diff.exists()
+
+
+@pytest.mark.parametrize("line", ["x = 1  # a line like any other\n", "x" * 100_000 + "\n", "x"])
+def test_a_long_difference_is_cut(checkout: Path, tmp_path: Path, line: str) -> None:
+    (checkout / "__init__.py").write_text(line * (1 + 1_200_000 // len(line)))
+    git_state.write_working_diff(tmp_path)
+    diff = git_state.working_diff().encode()
+    recorded = provenance.collect_provenance()["git"]
+    assert recorded["diff_truncated"]
+    assert recorded["diff_sha256"] == hashlib.sha256(diff).hexdigest()
+    kept = (tmp_path / "code.diff").read_bytes()
+    assert diff.startswith(kept)
+    assert kept.endswith(b"\n")
+    if line.endswith("\n"):
+        assert 1_000_000 - len(line) <= len(kept) <= 1_000_000
+
+
+def test_the_hash_of_a_config_is_that_of_its_file(compose) -> None:
+    config = {**compose("recipe.lr=1e-05"), "study": "été"}
+    digest = provenance.collect_provenance(config)["config_sha256"]
+    text = yaml.safe_dump(config, sort_keys=False)
+    assert provenance.config_sha256(yaml.safe_load(text)) == digest
+    assert provenance.config_sha256(dict(reversed(config.items()))) == digest
+    assert provenance.config_sha256({**config, "seed": config["seed"] + 1}) != digest
+    assert provenance.collect_provenance()["config_sha256"] is None
 
 
 def test_slurm_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "42")
-    assert provenance.collect_provenance()["slurm"]["SLURM_JOB_ID"] == "42"
+    given = {
+        "SLURM_JOB_ID": "42",
+        "SLURM_RESTART_COUNT": "1",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_NTASKS": "8",
+        "SLURM_JOB_ACCOUNT": "lab",
+        "SLURM_JOB_GPUS": "0,1",
+        "SLURM_GPUS_ON_NODE": "2",
+        "SLURM_CLUSTER_NAME": "big",
+        "SLURM_SUBMIT_HOST": "login1",
+    }
+    for name in provenance.SLURM_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_JWT", "a secret")
+    assert provenance.collect_provenance()["slurm"] == given
+
+
+def test_what_torch_and_the_driver_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU, as its driver and torch describe themselves."""
+    import torch
+
+    said = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n"
+    opened = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  575.57.08  Release Build\n"
+    real = Path.read_text
+
+    def driver(text: str | None) -> None:
+        def read_text(path: Path, *args: object, **kwargs: object) -> str:
+            if path == Path("/proc/driver/nvidia/version"):
+                if text is None:
+                    raise FileNotFoundError(path)
+                return text
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(Path, "read_text", read_text)
+
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    driver(said)
+    found = provenance.collect_provenance()["cuda"]
+    assert found == {"runtime": "12.8", "cudnn": "91002", "driver": "550.54.15"}
+    driver(opened + "GCC version: gcc version 12.2.0\n")
+    assert provenance.collect_provenance()["cuda"]["driver"] == "575.57.08"
+    driver(None)
+    assert provenance.collect_provenance()["cuda"] == {"runtime": "12.8", "cudnn": None, "driver": None}
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert provenance.collect_provenance()["cuda"]["runtime"] is None
+
+
+def test_ranks_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch.distributed as distributed
+
+    assert provenance.collect_provenance()["ranks"] == 1
+    store = f"file://{tmp_path}/store"
+    distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(distributed, "get_world_size", lambda: 4)
+        assert provenance.collect_provenance()["ranks"] == 4
+    finally:
+        distributed.destroy_process_group()

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import socket
@@ -5,13 +6,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from run_folders import metric_row, write_rows, write_run
+from run_folders import metric_row, write_rows, write_run, write_status
 
+from gda.tracking import mlflow_mirror, mlflow_run
 from gda.tracking.mlflow_ledger import recorded_uri
 from gda.tracking.mlflow_mirror import MLflowMirror
 from gda.tracking.mlflow_store import prepare_store
@@ -139,14 +141,36 @@ class ServerSwitch:
                 assert self.process.poll() is None
                 time.sleep(0.1)
 
+    @property
+    def is_down(self) -> bool:
+        return self.process is None
+
     def stop(self) -> None:
         if self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+            self.process = None
 
 
-def test_a_server_that_comes_up_late_gets_everything(
-    tmp_path: Path, server: tuple[str, ServerSwitch], capsys: pytest.CaptureFixture[str]
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def check_once(client: MlflowClient, run_id: str, epochs: int) -> None:
+    """Every value of the metrics is there, once."""
+    for key in set(metric_row(0)) - {"epoch"}:
+        history = client.get_metric_history(run_id, key)
+        assert sorted(metric.step for metric in history) == list(range(epochs)), key
+
+
+def test_a_server_that_comes_up_late_or_dies_midway_gets_everything(
+    tmp_path: Path,
+    server: tuple[str, ServerSwitch],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     address, switch = server
     folder = write_run(tmp_path / "runs", epochs=3, state="done")
@@ -161,7 +185,39 @@ def test_a_server_that_comes_up_late_gets_everything(
     client = MlflowClient(address)
     (run,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
     assert run.info.status == "FINISHED"
-    for key in set(metric_row(0)) - {"epoch"}:
-        assert sorted(m.step for m in client.get_metric_history(run.info.run_id, key)) == list(range(6))
+    check_once(client, run.info.run_id, 6)
     assert len(client.list_artifacts(run.info.run_id)) == 2
     assert (tmp_path / "server" / "artifacts").is_dir()
+
+    # Another run of the study, of a sweep, while which the server dies between two calls.
+    monkeypatch.setattr(mlflow_mirror, "_FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(mlflow_mirror, "_LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr(mlflow_run, "_METRICS_PER_BATCH", 7)
+    going_on = write_run(tmp_path / "runs", seed=1, epochs=4)
+    facts = going_on / "run.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"sweep": "demo/2024-05-06_07-08-09"}))
+    real, calls = MlflowClient.log_batch, 0
+
+    def dies_midway(*arguments: object, **more: object) -> None:
+        nonlocal calls
+        real(*arguments, **more)
+        calls += 1
+        if calls == 6:  # some values of the second lot are there, others are not
+            switch.stop()
+
+    monkeypatch.setattr(MlflowClient, "log_batch", dies_midway)
+    mirror = MLflowMirror(going_on, address).start()
+    wait_until(lambda: calls >= 5)
+    write_rows(going_on, 8)
+    mirror.notify()
+    wait_until(lambda: calls >= 6 and switch.is_down)
+    write_rows(going_on, 11)  # training does not wait
+    mirror.notify()
+    switch.start()
+    write_status(going_on, "done", 10)
+    assert mirror.close(60)
+    check_once(client, mirror.run_id, 11)
+    (parent,) = client.search_runs([run.info.experiment_id], "tags.kind = 'sweep'")
+    shipped = client.get_run(mirror.run_id)
+    assert shipped.info.status == "FINISHED"
+    assert shipped.data.tags["mlflow.parentRunId"] == parent.info.run_id
