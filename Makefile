@@ -6,15 +6,16 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs
 STUDY ?= demo
+CLUSTER ?= slurm
 PORT ?= 5000
 # Tests share the cores among processes; a process that also threads would be slower.
 TEST_PROCESSES ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint ui report bench
+.PHONY: help setup demo submit test test-cluster lint ui report bench
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 setup: $(INSTALLED) ## install the project and its tools into .venv (once; about 5 GB)
 
@@ -29,8 +30,22 @@ demo: $(INSTALLED) ## plain training, KD and KD with GDA on real digits, five se
 	@$(RUN) launch.py sweep=demo runs=$(RUNS); status=$$?; \
 		$(RUN) -m gda.report demo --runs $(RUNS) && exit $$status
 
+# Detached, so that it survives the ssh session; shown until its jobs are in the queue.
+submit: $(INSTALLED) ## submit a sweep to SLURM: make submit SWEEP=main_table ARGS="cluster.partition=gpu"
+	@test -n "$(SWEEP)" || { echo 'Name the sweep: make submit SWEEP=main_table ARGS="cluster.partition=gpu"'; exit 2; }
+	@mkdir -p $(RUNS)/submissions; log=$(RUNS)/submissions/$(SWEEP)_$$(date +%Y-%m-%d_%H-%M-%S).log; : > $$log; \
+		echo "Output: $$log (Ctrl-C ends this display only)"; \
+		setsid nohup $(RUN) launch.py cluster=$(CLUSTER) sweep=$(SWEEP) runs=$(RUNS) $(ARGS) >> $$log 2>&1 < /dev/null & \
+		pid=$$!; tail -n +1 -f --pid=$$pid $$log | sed '/^Status: /q'; \
+		for second in 1 2 3 4 5; do kill -0 $$pid 2> /dev/null || break; sleep 1; done; \
+		if kill -0 $$pid 2> /dev/null; then echo "It goes on in the background, as process $$pid: tail -f $$log"; \
+		else wait $$pid; fi
+
 test: $(INSTALLED) ## run all tests
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_PROCESSES) --dist worksteal
+
+test-cluster: $(INSTALLED) ## run the tests of a cluster against a real SLURM (root on Debian; installs it)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest tests/cluster -rs
 
 lint: $(INSTALLED) ## ruff and the type checker
 	@$(RUN) -m ruff check .

@@ -1,9 +1,11 @@
 """A grid of runs, here: checked whole, written down, then run cell after cell."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -11,7 +13,10 @@ from hydra.types import TaskFunction
 from omegaconf import open_dict
 
 from gda.cluster.cells import Cell, check_cells, fetch_for
-from gda.cluster.plan import Plan, plan_of, write_plans
+from gda.cluster.estimate import estimated_seconds
+from gda.cluster.eta import in_words
+from gda.cluster.frozen_job import SWEEP_VARIABLE
+from gda.cluster.plan import Plan, PlannedRun, plan_of, write_plans
 from gda.config.faults import ConfigFaults
 from gda.errors import RunInterrupted
 from gda.report.publish import publish
@@ -55,10 +60,9 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction) -> list[JobReturn]:
     plan = checked_plan(cells)
     if plan is None:
         return returns_of(cells)
-    write_plans(plan)
-    done = sum(cell.is_done() for cell in plan.cells)
-    logger.info("%d cells: %d finished before, %d to run", len(cells), done, len(cells) - done)
-    reported = [planned.study for cell, planned in zip(cells, plan.cells, strict=True) if cell.config.report]
+    sweeps = write_plans(plan)
+    announce(plan)
+    reported = studies_to_report(cells, plan)
     started = time.perf_counter()
     failed = []
     for position, (cell, planned) in enumerate(zip(cells, plan.cells, strict=True), 1):
@@ -67,6 +71,7 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction) -> list[JobReturn]:
         logger.info("[%d/%d] %s", position, len(cells), planned.title)
         with open_dict(cell.config):
             cell.config["report"] = False  # of the whole grid, once, at its end
+        os.environ[SWEEP_VARIABLE] = f"{planned.study.name}/{sweeps[planned.study].name}"
         try:
             run(cell.config)
         except SystemExit as stop:
@@ -85,9 +90,38 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction) -> list[JobReturn]:
             logger.info("failed: %s (%s)", planned.title, reason)
         logger.info("The same command tries the failed cells again.")
         raise SystemExit(1)
-    for study in dict.fromkeys(reported):
+    for study in reported:
         publish(study)
     return returns_of(cells)
+
+
+def announce(plan: Plan) -> list[PlannedRun]:
+    """Says what a sweep is going to do, before it does it.
+
+    Returns:
+        The runs that are not finished (:meth:`gda.cluster.plan.Plan.runs_to_do`).
+    """
+    to_do = plan.runs_to_do()
+    done, total = sum(cell.is_done() for cell in plan.cells), len(plan.cells)
+    cells_named = "1 cell" if total == 1 else f"{total} cells"
+    logger.info("%s: %d finished before, %d to run", cells_named, done, total - done)
+    cells = {cell.folder for cell in plan.cells}
+    inputs = [run.title for run in to_do if run.folder not in cells]
+    if inputs:
+        logger.info("made first, because cells build on it: %s", ", ".join(inputs))
+    wanted = [{**run.facts, "epochs": run.epochs} for run in to_do]
+    estimates = estimated_seconds(plan.studies[0].parent, wanted) if to_do else []
+    told = [seconds for seconds in estimates if seconds is not None]
+    if told:
+        rest = "" if len(told) == len(to_do) else f" for {len(told)} of {len(to_do)} runs; the others are new"
+        logger.info("estimated from past runs: %s of computing%s", in_words(sum(told)), rest)
+    return to_do
+
+
+def studies_to_report(cells: Sequence[Cell], plan: Plan) -> list[Path]:
+    """Returns the folders of the studies whose report was asked for (``report=true``)."""
+    asked = [planned.study for cell, planned in zip(cells, plan.cells, strict=True) if cell.config.report]
+    return list(dict.fromkeys(asked))
 
 
 def stop_at(faults: ConfigFaults) -> NoReturn:

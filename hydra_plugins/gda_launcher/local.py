@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
+
+from hydra_plugins.gda_launcher.compose import composed_cells
 
 
 class LocalLauncher(Launcher):
@@ -30,24 +31,9 @@ class LocalLauncher(Launcher):
         Raises:
             SystemExit: A cell failed, or the grid has faults, or Ctrl-C was pressed.
         """
-        from gda.cluster.cells import Cell
-        from gda.cluster.grid import run_grid, stop_at
-        from gda.config.faults import ConfigFaults, Fault
+        from gda.cluster.grid import run_grid
 
-        cells, faults = [], []
-        for number, overrides in enumerate(job_overrides, initial_job_idx):
-            try:
-                config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            except HydraException as error:
-                faults.append(Fault(f"the cell {' '.join(overrides)}", " ".join(str(error).split())))
-                continue
-            with open_dict(config):
-                config.hydra.job.id = f"cell_{number}"
-                config.hydra.job.num = number
-                del config["hydra"]
-            cells.append(Cell(number, tuple(overrides), config))
-        if faults:
-            stop_at(ConfigFaults(faults))
+        cells = composed_cells(self.hydra_context, self.config, job_overrides, initial_job_idx)
         return run_grid(cells, self.task_function)
 
 
