@@ -15,8 +15,9 @@ from gda.config.loss_nodes import active_terms, optimizer_node, plugin_nodes, we
 from gda.config.schema import Recipe, TrainerSettings
 from gda.config.stages import needs_of
 from gda.distillers.distiller import Distiller
-from gda.models.weights.checkpoints import load_checkpoint, misfit, read_checkpoint, weights_of
+from gda.models.weights.checkpoints import load_checkpoint, read_checkpoint, weights_of
 from gda.models.weights.meta_learner import learned_temperature
+from gda.models.weights.mismatch import mismatches
 from gda.ranks import rank_count
 from gda.seeding import seeded
 from gda.tasks.task import Task
@@ -134,7 +135,7 @@ def _test(
     recipe, node = Recipe(**config["recipe"]), config["encoder"]
     state = weights_of(read_checkpoint(files.encoder), files.encoder, node["weights"])
     student = instantiate(config["student"], num_classes=len(dataset.classes), _convert_="all")
-    has_head = misfit(student, state) is None
+    has_head = not mismatches(student, state)
     if not has_head:
         student = instantiate(config["student"], num_classes=None, _convert_="all")
     load_checkpoint(student, files.encoder, sha256=node["sha256"], weights=node["weights"])

@@ -118,7 +118,12 @@ def write_plans(plan: Plan) -> dict[Path, Path]:
         content = {
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "cells": [
-                {"folder": "/".join(cell.folder.parts[-2:]), "title": cell.title, **cell.facts}
+                {
+                    "folder": "/".join(cell.folder.parts[-2:]),
+                    "title": cell.title,
+                    "epochs": cell.epochs,
+                    **cell.facts,
+                }
                 for cell in cells
             ],
             "inputs": [

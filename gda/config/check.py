@@ -75,8 +75,8 @@ def check(config: Mapping[str, Any]) -> list[Fault]:
     faults += (_check_training if needs_of(config).trains else _check_test)(config, broken, facts)
     if not {"encoder", "dataset", "task"} & broken:
         faults += check_encoder_weights(config)
-    if "trainer" not in broken:
-        faults += check_device(config["trainer"])
+    if not {"trainer", "cluster"} & broken:
+        faults += check_device(config)
     if "tracking" not in broken:
         faults += check_tracking(config["tracking"])
     if not {"study", "runs", "tracking"} & broken:

@@ -11,6 +11,7 @@ import torch
 from gda.config.baselines import TEACHERS
 from gda.config.faults import Fault
 from gda.config.loss_nodes import active_terms, optimizer_node, uses_teacher
+from gda.config.ranks import runs_here
 from gda.config.signature import construct, locate
 from gda.config.stages import AUTO, learns_from_classifier, needs_of
 from gda.data.few_shot.listing import FewShotFacts
@@ -174,9 +175,9 @@ def check_teacher_needed(config: Mapping[str, Any]) -> list[Fault]:
     ]
 
 
-def check_device(trainer: Mapping[str, Any]) -> list[Fault]:
-    """Checks that this machine has the device."""
-    name = trainer["device"]
+def check_device(config: Mapping[str, Any]) -> list[Fault]:
+    """Checks that the machine has the device: this one, or a node of the cluster that the run goes to."""
+    name = config["trainer"]["device"]
     if name == "auto":
         return []
     try:
@@ -185,6 +186,10 @@ def check_device(trainer: Mapping[str, Any]) -> list[Fault]:
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps", "xpu"):
         return [Fault("trainer.device", f"{name!r} is not a device to train on", "trainer.device=auto")]
+    if not runs_here(config):
+        if device.type == "cuda" and config["cluster"].get("gpus_per_node") == 0:
+            return [Fault("trainer.device", "the jobs ask for no GPU", "cluster.gpus_per_node=1")]
+        return []
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):  # torch raises all three, by device type

@@ -7,12 +7,11 @@ import torch
 
 from gda.config.faults import Fault
 from gda.config.loss_nodes import active_terms, optimizer_node
-from gda.config.ranks import SCOPED, ranks_of
+from gda.config.ranks import SCOPED, ranks_of, runs_here
 from gda.config.signature import locate
 from gda.config.stages import needs_of
 from gda.data.few_shot.listing import FewShotFacts
 from gda.data.source import DatasetFacts
-from gda.ranks import rank_count
 
 LEAST = 2
 """Images without which batch norm has no statistics, and alignment nothing to align."""
@@ -91,7 +90,7 @@ def _is_on_cpu(config: Mapping[str, Any]) -> bool:
     device, cluster = str(config["trainer"]["device"]), config["cluster"]
     if device != "auto":
         return device.partition(":")[0] == "cpu"
-    if cluster["name"].startswith("local") or rank_count() > 1:  # it runs on this machine
+    if runs_here(config):
         return not torch.cuda.is_available()
     return bool(cluster.get("gpus_per_node") == 0)
 

@@ -6,8 +6,10 @@
 ``metrics.jsonl``         one line an epoch; deterministic, no timings
 ``timing.jsonl``          seconds and throughput of each epoch
 ``status.json``           running, done, failed, interrupted or preempted; the result when done
-``attempts.jsonl``        a line when an attempt begins, and one when it ends; a killed one has no second
+``attempts.jsonl``        a line when an attempt begins, and one when it ends; a killed one has no second,
+                          one that was not let begin no first
 ``last.pt``, ``best.pt``  checkpoints (:mod:`gda.training.checkpoint`)
+``code.diff``             what the checkout had changed against its commit
 ``run.log``               what was said, with tracebacks
 ========================  ============================================================
 """
@@ -129,7 +131,8 @@ class RunFolder:
                 **description,
             },
         )
-        self._write_status(state="running", epoch=0, epochs=epochs, attempt=attempt)
+        reached = {"epoch": before.get("epoch", 0), "step": before.get("step", 0)}
+        self._write_status(state="running", **reached, epochs=epochs, attempt=attempt)
         append_line(
             self.path / "attempts.jsonl",
             {
@@ -140,8 +143,7 @@ class RunFolder:
                 "pid": os.getpid(),
                 "slurm_job": slurm_job_id(),
                 "restart": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
-                "epoch": before.get("epoch", 0),
-                "step": before.get("step", 0),
+                **reached,
             },
         )
 
@@ -160,8 +162,10 @@ class RunFolder:
         for row in rows:
             append_line(fresh, row)
         fresh.replace(self.path / "metrics.jsonl")
+        status = self.status()
         epoch = rows[-1]["epoch"] if rows else 0
-        self._write_status(**{**self.status(), "epoch": epoch})
+        if status.get("epoch") != epoch:  # the checkpoint is an earlier one than the status says
+            self._write_status(**{**status, "epoch": epoch, "step": 0})
 
     def append(self, row: Row, timing: Row) -> None:
         """Adds one epoch to the journals, after its checkpoint, and moves the status on."""

@@ -1,5 +1,6 @@
-"""Every method trains the demo's pair: its loss falls, and an interrupted run ends like one that was not."""
+"""Every method trains the demo's pair: its loss falls, and a continued run ends like an unbroken one."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ import torch
 
 from gda.app import finish
 from gda.config.check import check
-from gda.errors import RunInterrupted
 from gda.tracking.run_folder import RunFolder
 from gda.training.checkpoint import LAST
 from gda.training.trainer import Trainer
@@ -63,18 +63,16 @@ def method(tiny: Compose, teacher: Path, tmp_path: Path) -> Callable[..., dict[s
     return composed
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    """Interrupts training once that epoch is safe on disk."""
+def keep_first_epoch(monkeypatch: pytest.MonkeyPatch, runs: Path, copy: Path) -> None:
+    """Copies the runs once the first epoch is safe on disk: so they would be left if it was the last one."""
     run_epoch = Trainer._run_epoch
 
-    def interrupted(self: Trainer, number: int, display: Any) -> None:
-        run_epoch(self, number, display)
-        if self.title.startswith("teacher"):
-            return
-        if number + 1 == epoch:
-            raise KeyboardInterrupt
+    def copied(self: Trainer, number: int, *arguments: Any) -> None:
+        run_epoch(self, number, *arguments)
+        if number == 0:
+            shutil.copytree(runs, copy, ignore=shutil.ignore_patterns("run.lock"))
 
-    monkeypatch.setattr(Trainer, "_run_epoch", interrupted)
+    monkeypatch.setattr(Trainer, "_run_epoch", copied)
 
 
 def same(first: Any, second: Any) -> bool:
@@ -90,15 +88,19 @@ def same(first: Any, second: Any) -> bool:
 def trained_and_resumed(
     method: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, *choices: Any
 ) -> list[dict[str, Any]]:
-    """Trains through, and once more with an interruption; returns the journal after comparing both."""
+    """Trains through, and goes on from the first epoch; returns the journal after comparing both."""
     config = method("through", *choices)
+    runs = Path(config["runs"])
+    copy = runs.with_name(f"{runs.name} after one epoch")
     assert check(config) == []
-    through = finish(config).folder
     with monkeypatch.context() as patch:
-        stop_after(patch, 1)
-        with pytest.raises(RunInterrupted):
-            finish(method("halves", *choices))
-    halves = finish(method("halves", *choices)).folder
+        keep_first_epoch(patch, runs, copy)
+        through = finish(config).folder
+    copied = copy / through.relative_to(runs)
+    assert len(RunFolder(copied).history()) == 2
+    halves = finish({**config, "runs": str(copy)}).folder
+    assert halves == copied
+    assert RunFolder(halves).status()["attempt"] == 2
     first, second = (
         torch.load(folder / LAST, map_location="cpu", weights_only=True) for folder in (through, halves)
     )

@@ -3,14 +3,15 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from gda.config.check import check, resolved
+from gda.config.check import check
 from gda.config.overrides import scan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,9 @@ def test_the_readme_shows_the_commands_that_are_tested_here() -> None:
 
 
 @pytest.mark.parametrize("arguments", LAUNCHES, ids=" ".join)
-def test_launch_command_passes_the_check(arguments: list[str], image_root: Path, tmp_path: Path) -> None:
+def test_launch_command_passes_the_check(
+    arguments: list[str], compose: Callable[..., dict[str, Any]], image_root: Path, tmp_path: Path
+) -> None:
     from gda.models import create_model
 
     overrides = [argument for argument in arguments if argument != "-m"]
@@ -53,8 +56,7 @@ def test_launch_command_passes_the_check(arguments: list[str], image_root: Path,
     parsed = OverridesParser.create().parse_overrides(overrides)
     (cells,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     for cell in cells:
-        with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-            faults = check(resolved(compose("config", overrides=list(cell))))
+        faults = check(compose(*cell))
         # The example folder of two tiny classes is no data set; only its size may be complained of.
         faults = [fault for fault in faults if "last batch" not in fault.what]
         if any(re.match(r"experiment=few_shot/(?!pipeline$)", override) for override in cell):

@@ -3,6 +3,7 @@
 import sklearn.datasets  # noqa: F401
 import torch
 
+import gda.app  # noqa: F401
 from gda.models import create_model
 
 torch.set_num_threads(1)

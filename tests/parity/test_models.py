@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gda.models import create_model, features, list_models
+from gda.models.dry_run import SkipInit
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "models_image_classification.json").read_text())
 # The golden file's own names for models that the published code could build but not name, or took from timm.
@@ -98,7 +99,7 @@ def probed_mean(logits: Tensor) -> Tensor:
 
 def build(name: str, recipe: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
     """Returns the model with the recipe's weights, and the golden input."""
-    with torch.device("meta"):
+    with torch.device("meta"), SkipInit():
         model = create_model(name, num_classes=CLASSES.get(name, 100))
     weights = {key: make_weight(key, tuple(value.shape), recipe) for key, value in model.state_dict().items()}
     model.load_state_dict(weights, assign=True)
@@ -137,7 +138,7 @@ def test_the_weight_recipe_gives_the_recorded_values() -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_parameters_have_the_published_names_shapes_and_order(name: str) -> None:
-    with torch.device("meta"):
+    with torch.device("meta"), SkipInit():
         model = create_model(name, num_classes=CLASSES.get(name, 100))
     entries = [
         [key, list(value.shape), str(value.dtype).removeprefix("torch.")]

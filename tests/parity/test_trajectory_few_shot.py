@@ -154,6 +154,22 @@ def golden_recipe() -> Recipe:
     )
 
 
+def asked_once(teacher: MetaBaseline) -> None:
+    """Keeps the teacher's answer, a sixth of the work: all steps are of the same episodes."""
+    answers: list[tuple[Tensor, Tensor, Tensor]] = []
+    forward = teacher.forward
+
+    def answer(shots: Tensor, queries: Tensor) -> Tensor:
+        assert not teacher.training
+        if not answers:
+            answers.append((shots, queries, forward(shots, queries)))
+        assert torch.equal(shots, answers[0][0])
+        assert torch.equal(queries, answers[0][1])
+        return answers[0][2]
+
+    teacher.forward = answer  # type: ignore[method-assign]
+
+
 def test_three_steps_of_the_task() -> None:
     name, recipe = "meta-baseline kd+gda|unit_fan_in", "unit_fan_in"
     teacher = create_model(ENCODER, num_classes=None)
@@ -179,6 +195,7 @@ def test_three_steps_of_the_task() -> None:
     task.student.load_state_dict(weights(task.student, recipe))
     task.teacher.double()
     task.student.double()
+    asked_once(task.teacher)
     batch = EpisodeBatch(
         *episodes(),
         targets=TARGETS.unflatten(0, (EPISODES, -1)),

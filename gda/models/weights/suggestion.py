@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from gda.models.dry_run import SkipInit
 from gda.models.registry import TIMM, create_model, list_models
 from gda.models.weights.mismatch import OPTIONAL
 from gda.models.weights.state_names import ENCODER
@@ -83,7 +84,8 @@ def _skeletons(name: str) -> tuple[Shapes, ...]:
 def _skeleton(name: str) -> Iterator[Shapes]:
     for classes in (_CLASSES, None):
         try:
-            with torch.device("meta"):  # no memory, and nothing drawn from the random generator
+            # Nothing is drawn from the random generator.
+            with torch.device("meta") if name.startswith(TIMM) else SkipInit():
                 model = create_model(name, classes)
         except (
             Exception
