@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gda.build import InputFiles
+from gda.cluster.frozen_job import SWEEP_VARIABLE
 from gda.config.held_out import holds_out
 from gda.config.identity import Identity
 from gda.config.inputs import facts_of, identify_run, weights_identity
@@ -18,9 +19,6 @@ from gda.tracking.provenance import collect_provenance
 from gda.tracking.run_folder import Row
 
 Config = Mapping[str, Any]
-
-SWEEP_VARIABLE = "GDA_SWEEP"
-"""Environment variable that carries ``STUDY/<sweep id>`` to the runs of a sweep's jobs."""
 
 
 def description_of(config: Config, identity: Identity, files: InputFiles) -> Row:

@@ -10,15 +10,17 @@ from typing import NoReturn
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import TaskFunction
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 from gda.cluster.cells import Cell, check_cells, fetch_for
 from gda.cluster.estimate import estimated_seconds
 from gda.cluster.eta import in_words
 from gda.cluster.frozen_job import SWEEP_VARIABLE
 from gda.cluster.plan import Plan, PlannedRun, plan_of, write_plans
+from gda.cluster.process_group import joined
 from gda.config.faults import ConfigFaults
-from gda.errors import RunInterrupted
+from gda.errors import RunInterrupted, UserError
+from gda.ranks import StoppedByMain, from_main, is_main, rank_count
 from gda.report.publish import publish
 from gda.tracking.console import set_up_logging
 from gda.tracking.run_folder import RunFolder
@@ -56,17 +58,30 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction) -> list[JobReturn]:
     Raises:
         SystemExit: The grid has faults, or a cell failed, or Ctrl-C was pressed.
     """
-    set_up_logging()
-    plan = checked_plan(cells)
-    if plan is None:
-        return returns_of(cells)
-    sweeps = write_plans(plan)
+    device = OmegaConf.select(cells[0].config, "trainer.device", default="auto")
+    try:
+        with joined(str(device)):
+            set_up_logging(quiet=not is_main())
+            plan = from_main(lambda: checked_plan(cells))
+            if plan is not None:
+                _run_all(cells, plan, run)
+    except StoppedByMain as error:  # rank 0 has said why
+        raise SystemExit(error.exit_code) from None
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(error.exit_code) from None
+    return returns_of(cells)
+
+
+def _run_all(cells: Sequence[Cell], plan: Plan, run: TaskFunction) -> None:
+    """Runs what a checked grid misses; where several processes train together, all of them call it."""
+    sweeps = from_main(lambda: write_plans(plan))
     announce(plan)
     reported = studies_to_report(cells, plan)
     started = time.perf_counter()
     failed = []
     for position, (cell, planned) in enumerate(zip(cells, plan.cells, strict=True), 1):
-        if planned.is_done():
+        if from_main(planned.is_done):
             continue
         logger.info("[%d/%d] %s", position, len(cells), planned.title)
         with open_dict(cell.config):
@@ -75,24 +90,19 @@ def run_grid(cells: Sequence[Cell], run: TaskFunction) -> list[JobReturn]:
         try:
             run(cell.config)
         except SystemExit as stop:
-            if stop.code == RunInterrupted.exit_code:
-                raise
+            if stop.code == RunInterrupted.exit_code or rank_count() > 1:
+                raise  # the others of this run may be at another point
             failed.append(planned)
-    logger.info(
-        "%d of %d cells are finished after %.0f s",
-        len(cells) - len(failed),
-        len(cells),
-        time.perf_counter() - started,
-    )
+    spent = time.perf_counter() - started
+    logger.info("%d of %d cells are finished after %.0f s", len(cells) - len(failed), len(cells), spent)
     if failed:
         for planned in failed:
             reason = RunFolder(planned.folder).status().get("error") or "see above"
             logger.info("failed: %s (%s)", planned.title, reason)
         logger.info("The same command tries the failed cells again.")
         raise SystemExit(1)
-    for study in reported:
+    for study in reported if is_main() else ():
         publish(study)
-    return returns_of(cells)
 
 
 def announce(plan: Plan) -> list[PlannedRun]:

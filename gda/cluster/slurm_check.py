@@ -9,7 +9,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gda.cluster.cells import Cell, check_cells, fetch_for
 from gda.cluster.plan import Plan, plan_of
-from gda.cluster.slurm_fit import Asked, check_flags, check_programs, check_site, check_submission
+from gda.cluster.sbatch_check import check_flags, check_programs, check_submission
+from gda.cluster.slurm_fit import Asked, check_site
 from gda.cluster.slurm_site import Site, look_at_site
 from gda.cluster.submit import Executors, chosen_flags, job_parameters, script_of
 from gda.config.faults import ConfigFaults, Fault

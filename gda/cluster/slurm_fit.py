@@ -1,42 +1,17 @@
-"""Whether a cluster takes the jobs of a sweep: all that can be told before the first is submitted."""
+"""Whether the jobs of a sweep fit into a cluster, as far as it tells what it offers."""
 
 import os
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gda.cluster.slurm_command import ask, submitting
 from gda.cluster.slurm_site import NodeGroup, Partition, Site
 from gda.config.faults import Fault
 from gda.suggestions import did_you_mean, near
 
 NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm")
 """Folders that every node has for itself."""
-
-# Flags of sbatch that have a key of their own, and those that the launcher needs for itself.
-_KEYS = {
-    "partition": "cluster.partition", "account": "cluster.account", "qos": "cluster.qos",
-    "time": "cluster.timeout_min", "nodes": "cluster.nodes", "gpus_per_node": "cluster.gpus_per_node",
-    "ntasks_per_node": "cluster.ranks_per_node", "cpus_per_task": "cluster.cpus_per_task",
-    "mem": "cluster.mem_gb", "signal": "cluster.signal_delay_s", "job_name": "hydra.launcher.name",
-    "comment": "hydra.launcher.comment",
-}  # fmt: skip
-_OWN = ("array", "dependency", "output", "error", "open_mode", "wrap", "test_only", "parsable", "wait")
-
-# What sbatch says when it refuses a job, and the key that decides it: the first that fits.
-_REFUSALS = {
-    "partition name": "cluster.partition",
-    "partition specified": "cluster.partition",
-    "qos": "cluster.qos",
-    "account": "cluster.account",
-    "gres": "cluster.gpus_per_node",
-    "time limit": "cluster.timeout_min",
-    "memory": "cluster.mem_gb",
-    "feature": "cluster.sbatch",
-    "option": "cluster.sbatch",
-}
 
 
 @dataclass(frozen=True)
@@ -87,28 +62,6 @@ class Asked:
         )
 
 
-def check_flags(sbatch: Mapping[str, Any] | None) -> list[Fault]:
-    """Refuses flags in ``cluster.sbatch`` that are set elsewhere, or that the launcher needs for itself."""
-    faults = []
-    for name, value in (sbatch or {}).items():
-        where, plain = f"cluster.sbatch.{name}", str(name).lstrip("-").replace("-", "_")
-        if plain in _KEYS:
-            fix = f"{_KEYS[plain]}={'MINUTES' if plain == 'time' else value}"
-            faults.append(Fault(where, f"{_KEYS[plain]} is the key for this flag", fix))
-        elif plain in _OWN:
-            faults.append(Fault(where, "the launcher sets this flag itself", f"~{where}"))
-    return faults
-
-
-def check_programs() -> list[Fault]:
-    """Checks that jobs can be submitted from this machine."""
-    for program in ("sbatch", "srun"):
-        if shutil.which(program) is None:
-            what = f"there is no {program} on PATH: run this on a login node of the cluster"
-            return [Fault("cluster", what, "cluster=local")]
-    return []
-
-
 def check_site(asked: Asked, site: Site) -> list[Fault]:
     """Holds what a job asks for against what the cluster offers, as far as that is known."""
     faults = []
@@ -119,31 +72,6 @@ def check_site(asked: Asked, site: Site) -> list[Fault]:
     if asked.qos is not None and site.qualities and asked.qos not in site.qualities:
         faults.append(_unknown("cluster.qos", asked.qos, site.qualities, "there is no quality of service"))
     return faults
-
-
-def check_submission(script: str, chosen: Iterable[str]) -> list[Fault]:
-    """Asks sbatch itself whether it would take a job; nothing is submitted.
-
-    Args:
-        script: The job's batch script.
-        chosen: Flags that the config sets.
-    """
-    with submitting(set(chosen)):
-        answer = ask("sbatch", "--test-only", stdin=script, timeout=60)
-    return [] if answer.ok else [refusal(answer.errors)]
-
-
-def refusal(said: Sequence[str]) -> Fault:
-    """Puts sbatch's refusal into a fault that names the key which decides it."""
-    lines = []
-    for line in said:
-        for prefix in ("sbatch: ", "error: ", "allocation failure: ", "Batch job submission failed: "):
-            line = line.removeprefix(prefix)
-        if line and not line.startswith("Try ") and line not in lines:
-            lines.append(line)
-    words = "; ".join(lines) or "it gave no reason"
-    where = next((key for phrase, key in _REFUSALS.items() if phrase in words.lower()), "cluster")
-    return Fault(where, f"sbatch refuses the job: {words}")
 
 
 def warnings_of(runs: Path) -> list[str]:

@@ -15,8 +15,8 @@ from typing import Any
 
 from gda.cluster.frozen_job import write_job
 from gda.cluster.job_arrays import JobArray
+from gda.cluster.sbatch_check import refusal
 from gda.cluster.slurm_command import ask, submitting
-from gda.cluster.slurm_fit import refusal
 from gda.cluster.submission import Submission, SubmittedJob, write_submission
 from gda.config.ranks import ranks_of
 from gda.errors import UserError

@@ -31,8 +31,9 @@ so that the sum over all iterations is one product of two ``B x 2 iterations`` m
 share of the batch, and the loss is the mean of theirs. With ``scope="global"`` the logits of all are
 gathered, and value and gradients are those of one process with the joint batch. The trap: a *sum* over a
 share is not a share of the sum over the batch. ``reduction="sum"`` grows with the images that are
-transported together, so that N processes with B / N images each have, with the local scope, a term about
-N times smaller than one process with all B. The published weight is for the images of one process.
+transported together, and with the episodes of a process. So with the local scope N processes, or one that
+takes its batch in N parts, have a term about N times smaller than one process with the whole batch. The
+published weight is for the images of one process.
 
 For small epsilon the entries of ``K`` and the scalings leave the range of the number format (``W``
 is at most 2). Then the same iteration runs on logarithms; see :func:`_fits_directly`.

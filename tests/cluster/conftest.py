@@ -15,26 +15,20 @@ import pytest
 from slurm import real_slurm
 from slurm.layout import Layout
 from slurm.packages import Unavailable
-from sweeping import Overrides, Site
+from sweeping import Overrides, Site, unavailable
 
 HERE = Path(__file__).parent
-MODE = "GDA_CLUSTER_TESTS"  # `required`: what can't be tested here fails instead of being skipped (CI)
 
 Stories = dict[str, "Future[None]"]
 _seconds: dict[str, float] = {}
 
 
-def unavailable(reason: str) -> None:
-    """Skips a test with a reason; fails it where the tests are required."""
-    if os.environ.get(MODE) == "required":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Layout]:
     """The cluster: started, and stopped again unless it had been up before (`python -m slurm up`)."""
-    was_up = real_slurm.BASE.exists()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        unavailable("these tests share one cluster and one process: leave -n out")
+    was_up = real_slurm.is_up(real_slurm.layout_here())
     try:
         layout = real_slurm.up()
     except Unavailable as error:

@@ -1,6 +1,7 @@
 """What a user of the cluster types, and what SLURM and the run folders then say."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,15 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import pytest
 from slurm.daemons import environment
 from slurm.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = Path(__file__).parent / "methods"
+MODE = "GDA_CLUSTER_TESTS"  # `required`: what can't be tested here fails instead of being skipped (CI)
 PATIENCE = 300.0  # a limit for a hanging test, not a claim about speed
 _AT_ONCE = threading.Semaphore(3)  # commands that import torch at the same time
 
@@ -154,6 +157,10 @@ class Site:
         status["counts"] = {state: count for state, count in status["counts"].items() if count}
         return done.returncode, status
 
+    def until_state(self, study: str, *states: str) -> None:
+        """Waits until the status of the only cell of a study is one of these."""
+        until(lambda: self.state(study) in states, " or ".join(states), self.describe, pause=5)
+
     def state(self, study: str) -> str:
         """The state of the one cell of a study."""
         (cell,) = self.status(study)[1]["cells"]
@@ -187,6 +194,13 @@ class Site:
         return "\n".join([queue, *tails])
 
 
+def unavailable(reason: str) -> NoReturn:
+    """Skips a test with a reason; fails it where the tests are required."""
+    if os.environ.get(MODE) == "required":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
 def short(run: str) -> str:
     """`TITLE/seedK` of a run folder."""
     return "/".join(Path(run).parts[-2:])
@@ -204,12 +218,14 @@ def lines(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def until(condition: Callable[[], bool], what: str, describe: Callable[[], str] = str) -> None:
-    """Waits for something to become true."""
+def until(
+    condition: Callable[[], bool], what: str, describe: Callable[[], str] = str, pause: float = 1
+) -> None:
+    """Waits for something to become true; asks every so many seconds, to leave the cores to the jobs."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, f"waited for {what} in vain\n{describe()}"
-        time.sleep(0.5)
+        time.sleep(pause)
 
 
 def assert_same_run(folder: Path, whole: Path) -> None:

@@ -159,9 +159,7 @@ def test_a_node_that_dies_is_named_and_the_run_ends_all_the_same(site: Site) -> 
     job = site.job("s")
     with power_cut(site, "n5"):
         until(lambda: "NODE_FAIL" in site.states(job), "SLURM to miss the node", site.describe)
-        # the run's lock is silent, which takes a while to tell
-        until(lambda: site.state("s") != "running", "the status to tell", site.describe)
-        assert site.state("s") in ("preempted", "queued")
+        site.until_state("s", "preempted", "queued")
         assert read(folder / "status.json")["state"] == "running", "nobody was there to say that it is not"
         # SLURM keeps the job for the node: the same command must not make a second one
         site.submit(*command)
@@ -181,7 +179,7 @@ def test_a_node_that_dies_under_a_job_that_does_not_come_back(site: Site) -> Non
     site.slurm("scontrol", "update", f"jobid={job}", "requeue=0")
     with power_cut(site, "n6"):
         until(lambda: site.states(job) == ["NODE_FAIL"], "SLURM to miss the node", site.describe)
-        until(lambda: site.state("s") != "running", "the status to tell", site.describe)
+        site.until_state("s", "failed")
         code, status = site.status("s")
         (cell,) = status["cells"]
         assert (code, cell["state"]) == (1, "failed"), cell

@@ -1,7 +1,7 @@
 """Runs of several processes under SLURM: on one node, on two, and with one that dies."""
 
 import pytest
-from sweeping import Site, assert_same, lines, read, until
+from sweeping import Site, assert_same, lines, read, unavailable
 
 KD = ("study=s", "recipe.epochs=2", "distiller=kd", "teacher=resnet8", "alignment=gda")
 
@@ -21,7 +21,7 @@ def steps(site: Site, job: str) -> dict[str, tuple[str, str]]:
 
 def test_two_ranks_on_one_node_and_on_two_make_the_same_run(site: Site) -> None:
     if not site.layout.networked:
-        pytest.skip("nodes with networks of their own need namespaces, which are not permitted here")
+        unavailable("nodes with networks of their own need namespaces, which are not permitted here")
     submit(site, "cluster.ranks_per_node=2")
     submit(site, "study=far", "cluster.nodes=2", "cluster.ranks_per_node=1")
     site.wait("s", "far")
@@ -73,7 +73,7 @@ def test_a_rank_that_dies_takes_the_job_down(site: Site, method: str, reason: st
         assert f"\n{reason}" in log
         assert "acting.py" in log, "the traceback of the rank that failed"
         assert read(folder / "status.json")["state"] == "failed"
-    until(lambda: site.state("s") != "running", "the silence of the lock", site.describe)
+    site.until_state("s", "failed")
     code, status = site.status("s")
     (cell,) = status["cells"]
     assert (code, cell["state"]) == (1, "failed")

@@ -161,6 +161,7 @@ def test_a_teacher_that_fails_leaves_its_cells_unstarted(site: Site) -> None:
         lambda: {cell["state"] for cell in site.status("s")[1]["cells"]} == {"blocked"},
         "the cells to be named",
         site.describe,
+        pause=5,
     )
     code, status = site.status("s")
     assert code == 1

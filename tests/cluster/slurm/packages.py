@@ -5,21 +5,18 @@ import shutil
 import subprocess
 from pathlib import Path
 
-# What each package is needed for, as a program that it brings.
-PROGRAMS = {
-    "slurmctld": "slurmctld",
-    "slurmd": "slurmd",
-    "slurmdbd": "slurmdbd",
-    "munged": "munge",
-    "sbatch": "slurm-client",
-    "mariadbd": "mariadb-server-core",
-    "mariadb": "mariadb-client-core",
-    "ip": "iproute2",
-}
-PLUGINS = {
-    "accounting_storage_slurmdbd.so": "slurm-wlm-basic-plugins",
-    "accounting_storage_mysql.so": "slurm-wlm-mysql-plugin",
-}
+PACKAGES = (
+    "munge",
+    "slurmctld",
+    "slurmd",
+    "slurmdbd",
+    "slurm-client",
+    "slurm-wlm-basic-plugins",
+    "slurm-wlm-mysql-plugin",
+    "mariadb-server-core",
+    "mariadb-client-core",
+    "iproute2",
+)
 SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 FOREIGN = Path("/etc/slurm/slurm.conf")
 BESIDE = "GDA_TEST_SLURM_BESIDE"  # set to 1: start the tests' SLURM on a machine that has another
@@ -42,23 +39,17 @@ def require() -> None:
             f"this machine has a SLURM already ({FOREIGN}), which is left alone; "
             f"{BESIDE}=1 starts the tests' own beside it"
         )
-    missing = _missing()
-    if not missing:
-        return
     if shutil.which("apt-get") is None:
-        raise Unavailable(f"apt-get is not here to install {' '.join(missing)}")
-    _install(missing)
+        raise Unavailable("apt-get is not here to install it")
     missing = _missing()
     if missing:
-        raise Unavailable(f"installed, yet missing: {' '.join(missing)}")
+        _install(missing)
 
 
 def _missing() -> list[str]:
-    missing = [package for program, package in PROGRAMS.items() if not shutil.which(program, path=SEARCHED)]
-    missing += [
-        package for name, package in PLUGINS.items() if not any(Path("/usr/lib").glob(f"*/slurm*/{name}"))
-    ]
-    return missing
+    query = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *PACKAGES]
+    shown = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
+    return [package for package in PACKAGES if f"{package} installed" not in shown]
 
 
 def _install(packages: list[str]) -> None:
@@ -74,7 +65,9 @@ def _install(packages: list[str]) -> None:
             _apt(["apt-get", "update", "-q"])
             done = _apt(install)
             if done.returncode != 0:
-                raise Unavailable(f"apt-get can't install {' '.join(packages)}: {done.stdout.strip()[-500:]}")
+                raise Unavailable(
+                    f"apt-get can't install {' '.join(packages)}: {' '.join(done.stdout.split())[-500:]}"
+                )
     finally:
         if ours:
             policy.unlink()

@@ -23,7 +23,7 @@ def up(base: Path = BASE) -> Layout:
         Unavailable: It can't be had here, or did not come up. The logs are left below `base`.
     """
     packages.require()
-    layout = Layout(base, networked=network.possible())
+    layout = layout_here(base)
     if is_up(layout):
         return layout
     down(base)
@@ -45,6 +45,11 @@ def up(base: Path = BASE) -> Layout:
     job = _says(base, "sbatch", "--parsable", "--output=/dev/null", "--wrap=true").strip()
     wait_until(lambda: "COMPLETED" in _says(base, "sacct", "-nX", "-j", job, "-o", "State"), 60, "sacct")
     return layout
+
+
+def layout_here(base: Path = BASE) -> Layout:
+    """What the cluster looks like on this machine."""
+    return Layout(base, networked=network.possible())
 
 
 def is_up(layout: Layout) -> bool:

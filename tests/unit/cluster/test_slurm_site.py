@@ -1,5 +1,6 @@
 """What a cluster offers, read from SLURM's programs, and whether a job fits into it."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,10 @@ from typing import Any
 import pytest
 from fake_slurm import FakeSlurm
 
+from gda.cluster.sbatch_check import check_flags, check_programs, check_submission, refusal
 from gda.cluster.slurm_check import check_together
 from gda.cluster.slurm_command import ask, submitting
-from gda.cluster.slurm_fit import (
-    Asked,
-    check_flags,
-    check_programs,
-    check_site,
-    check_submission,
-    refusal,
-    warnings_of,
-)
+from gda.cluster.slurm_fit import Asked, check_site, warnings_of
 from gda.cluster.slurm_site import NodeGroup, Partition, Site, gpus_of, look_at_site, minutes_of
 
 
@@ -240,6 +234,17 @@ def test_sbatch_itself_is_asked_last(slurm: FakeSlurm) -> None:
     (fault,) = check_submission("#!/bin/bash\n", [])
     assert str(fault) == ("cluster: sbatch refuses the job: Job rejected: name a project; Unspecified error")
     assert slurm.submitted() == {}
+
+
+def test_that_no_node_would_do_may_be_so_for_now_only(
+    slurm: FakeSlurm, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("gda"), "propagate", True)
+    slurm.say("refuse_check", "allocation failure: Requested node configuration is not available")
+    with caplog.at_level(logging.INFO, "gda"):
+        assert check_submission("#!/bin/bash\n", []) == []
+    (line,) = caplog.messages
+    assert "Requested node configuration is not available" in line
 
 
 @pytest.mark.parametrize(

@@ -421,8 +421,10 @@ def test_a_person_decides_what_becomes_of_the_jobs(
     assert slurm.calls("scancel") == (["scancel 7 8_1"] if cancels else [])
 
 
-def test_the_plan_is_told_in_words(sweep: Sweep, caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("gda").propagate = True
+def test_the_plan_is_told_in_words(
+    sweep: Sweep, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("gda"), "propagate", True)
     teacher, other = sweep.teacher(0), sweep.teacher(1)
     cells = [
         *(sweep.run("kd", seed, teacher) for seed in range(3)),
