@@ -3,7 +3,7 @@
 import errno
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +93,7 @@ def unwritable(error: OSError) -> str:
     )
 
 
-def finish(config: Config, is_input: bool = False, needed: str = LAST) -> FinishedRun:
+def finish(config: Config, is_input: bool = False, needed: Sequence[str] = (LAST,)) -> FinishedRun:
     """Makes sure that a run is finished, doing only what is missing.
 
     Where several processes train together, all of them call it.
@@ -102,7 +102,7 @@ def finish(config: Config, is_input: bool = False, needed: str = LAST) -> Finish
         config: The resolved config.
         is_input: Whether another run builds on it, as on a teacher. Several may ask for it at once: one
             makes it, the others wait.
-        needed: The checkpoint that an input is there for: without it the run is made again.
+        needed: The checkpoints that an input is there for: without them the run is made again.
 
     Raises:
         ConfigFaults: The config can't be run.
@@ -119,7 +119,7 @@ def finish(config: Config, is_input: bool = False, needed: str = LAST) -> Finish
     folder = RunFolder(path) if is_main() else SilentRunFolder(path)
 
     def is_usable() -> bool:
-        return folder.is_done() and (not is_input or (folder.path / needed).exists())
+        return folder.is_done() and (not is_input or all((folder.path / name).exists() for name in needed))
 
     if from_main(is_usable):
         logger.log(logging.DEBUG if is_input else logging.INFO, "%s: finished before, %s", title, folder)
@@ -177,7 +177,7 @@ def _input_files(config: Config) -> InputFiles:
     for role in roles(config):
         if role in before:
             needed = f"{config[role]['checkpoint_select']}.pt"
-            files[role] = finish(before[role], is_input=True, needed=needed).folder / needed
+            files[role] = finish(before[role], is_input=True, needed=(needed,)).folder / needed
         else:
             files[role] = weights_file(config, role)
     return InputFiles(**files)

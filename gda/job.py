@@ -124,12 +124,11 @@ def _run_one(run: FrozenRun) -> int:
     """
     from gda.app import finish, unwritable
     from gda.attempt import STARTUP
-    from gda.training.checkpoint import LAST
 
     STARTUP.mark("imports")
     before = RunFolder(run.folder).status()
     try:
-        made = finish(run.config, is_input=run.is_input, needed=run.needed[0] if run.needed else LAST)
+        made = finish(run.config, is_input=run.is_input, needed=run.needed)
         if made.folder != run.folder:
             raise UserError(
                 f"{run.title} is another run now, and finished in {made.folder}: weights or data that it "

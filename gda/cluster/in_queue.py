@@ -52,14 +52,14 @@ def under_way(runs: Sequence[PlannedRun]) -> UnderWay:
             "might be there already. Issue the same command again when squeue answers."
         )
     for run in runs:
-        seen = evidence[run.folder]
-        job = jobs.of(seen, queue, lambda folder: False)
+        job = jobs.of(evidence[run.folder], queue, lambda folder: False)
+        state = judge(evidence[run.folder], job).state
         if job is None or job.known is None or not job.known.alive:
-            if seen.goes_on:
+            if state == "running":
                 found.elsewhere.add(run.folder)
         elif job.known.stuck:
             found.stuck.add(job.submitted.job)
-        elif judge(seen, job).state in (*GOES_ON, "lost"):
+        elif state in (*GOES_ON, "lost"):
             found.jobs[run.folder] = job.submitted.job
     return found
 

@@ -36,7 +36,7 @@ def wait_for(plan: Plan, seconds: float = SECONDS) -> None:
     missing: list[CellState] = []
     for study in plan.studies:
         wanted = {run_key(cell.folder) for cell in plan.of_study(study)}
-        state = watch(study, seconds, console_for_states(), until=_Over(wanted))
+        state = watch(study, seconds, console_for_states(), until=Over(wanted))
         missing += [run for run in state.inputs if run.state == "failed"]
         missing += [cell for cell in _cells(state, wanted) if cell.state != "done"]
     if missing:
@@ -44,7 +44,7 @@ def wait_for(plan: Plan, seconds: float = SECONDS) -> None:
     logger.info("All %d cells are done.", len(plan.cells))
 
 
-class _Over:
+class Over:
     """Tells whether all is over for some cells; asked twice, because a look may fall between two steps.
 
     Args:
@@ -56,6 +56,7 @@ class _Over:
         self._looks = 0
 
     def __call__(self, state: StudyState) -> bool:
+        """Says whether to stop looking."""
         missing = [cell for cell in _cells(state, self._wanted) if cell.state != "done"]
         over = not missing or not (any(cell.state in GOES_ON for cell in missing) or _has_job(missing))
         self._looks = self._looks + 1 if over else 0

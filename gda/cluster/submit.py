@@ -40,8 +40,8 @@ def job_parameters(launcher: Mapping[str, Any], cluster: Mapping[str, Any]) -> d
     flags = {
         "requeue": True,
         "kill_on_invalid_dep": "yes",  # else a job whose teacher has failed waits for ever
-        **{str(name).lstrip("-"): value for name, value in (cluster["sbatch"] or {}).items()},
-        **launcher["additional_parameters"],
+        **_spelled(cluster["sbatch"] or {}),
+        **_spelled(launcher["additional_parameters"] or {}),
     }
     srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
     if launcher["cpus_per_task"] is not None:
@@ -54,7 +54,7 @@ def job_parameters(launcher: Mapping[str, Any], cluster: Mapping[str, Any]) -> d
         "setup": [path, *(launcher["setup"] or [])],
         "srun_args": [*srun, *launcher["srun_args"]],
         "additional_parameters": {
-            name.replace("-", "_"): value for name, value in flags.items() if value not in (None, False)
+            name: value for name, value in flags.items() if value is not None and value is not False
         },
     }
 
@@ -210,3 +210,8 @@ def undisturbed() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if pressed:
         raise KeyboardInterrupt
+
+
+def _spelled(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Spells flags of sbatch as submitit does, so that the same flag is not set twice."""
+    return {str(name).lstrip("-").replace("-", "_"): value for name, value in flags.items()}

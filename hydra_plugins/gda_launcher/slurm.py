@@ -100,6 +100,7 @@ class SlurmLauncherConf(SlurmQueueConf):
     array_parallelism: Any = "${cluster.array_parallelism}"
     signal_delay_s: Any = "${cluster.signal_delay_s}"
     max_num_timeout: Any = "${cluster.max_requeues}"
+    additional_parameters: Any = None
     setup: Any = "${cluster.setup}"
     stderr_to_stdout: bool = True  # one log tells what happened, in its order
     srun_args: list[str] = field(default_factory=list)

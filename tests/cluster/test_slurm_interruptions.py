@@ -1,6 +1,7 @@
 """Runs that SLURM stops and brings back end as one that was never stopped."""
 
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -119,6 +120,21 @@ def test_a_job_whose_time_is_up_saves_comes_back_and_finishes(site: Site) -> Non
     assert events(folder)[-1][1] == "done"
     assert_went_on_in_mid_epoch(folder)
     assert_same_run(folder, uninterrupted(site))
+
+
+def test_a_signal_that_comes_when_all_is_done_does_no_harm(site: Site) -> None:
+    site.submit(*paced(site), "recipe.epochs=1")
+    folder = site.under_way("s", epoch=1)
+    until(lambda: read(folder / "status.json")["state"] == "done", "the result", site.describe, pause=0.05)
+    # while the process ends, which takes some seconds with all that it has imported
+    for _ in range(20):
+        subprocess.run(
+            ["scancel", "--signal=USR2", site.job("s")], env=site.environment(), capture_output=True
+        )
+        time.sleep(0.2)
+    site.wait("s")
+    assert site.states(site.job("s"))[-1] == "COMPLETED"
+    assert site.status("s")[0] == 0
 
 
 def test_a_job_that_may_not_come_back_again_fails_when_its_time_is_up(site: Site) -> None:

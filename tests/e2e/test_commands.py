@@ -52,9 +52,9 @@ def test_a_sweep_its_report_and_the_same_command_again(
         assert cell["vanilla_group"] in groups
         assert cell["twin_group"] in groups or cell["alignment"] == "none"
         run = json.loads((tmp_path / "runs" / "s" / cell["folder"] / "run.json").read_text())
-        assert {key: run[key] for key in cell.keys() - {"folder"}} == {
-            key: cell[key] for key in cell.keys() - {"folder"}
-        }
+        facts = cell.keys() - {"folder", "title", "epochs"}
+        assert {key: run[key] for key in facts} == {key: cell[key] for key in facts}
+        assert run["sweep"] == f"s/{plan.parent.name}"
 
     report = python("-m", "gda.report", "s", folder=tmp_path)
     assert report.returncode == 0, report.stderr
@@ -178,11 +178,12 @@ def test_a_failed_cell_does_not_stop_the_others(start: Launch, tmp_path: Path) -
 
 
 def test_an_interrupted_sweep_stops_and_goes_on_later(start: Launch, tmp_path: Path) -> None:
-    command = ("-m", *PLAIN, "seed=0,1,2")
-    child = start(*command, hook=Hook("before timing.jsonl", 1, gate=tmp_path / "never", folder="seed1"))
+    command, gate = ("-m", *PLAIN, "recipe.epochs=2", "seed=0,1,2"), tmp_path / "gate"
+    child = start(*command, hook=Hook("before timing.jsonl", 1, gate=gate, folder="seed1"))
     until(lambda: any("seed1" in str(path) for path in tmp_path.glob("runs/main/*/*/metrics.jsonl")))
     until(lambda: len((run_folders(tmp_path / "runs")[-1] / "metrics.jsonl").read_bytes().splitlines()) == 2)
     child.kill(signal.SIGINT)
+    gate.touch()
     assert child.wait() == 130, child.output
     assert [status(f)["state"] for f in run_folders(tmp_path / "runs")] == ["done", "interrupted"]
     again = start(*command)

@@ -51,6 +51,8 @@ def test_a_grid_side_by_side_ends_as_one_after_the_other(
 ) -> None:
     grid = ("cluster=local_parallel", "distiller=kd,dkd", "seed=0,1")
     first = start(*grid)
+    first.until("[3/5]")  # five processes import torch: its patience each time
+    first.until("[5/5]")
     assert first.wait() == 0, first.output
     assert "4 cells: 0 finished before, 4 to run" in first.output
     assert "made first, because cells build on it: teacher resnet8 seed 0" in first.output

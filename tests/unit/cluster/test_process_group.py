@@ -3,6 +3,7 @@
 import datetime
 import multiprocessing
 import os
+import random
 import socket
 import time
 import traceback
@@ -29,10 +30,10 @@ def no_group(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def slurm_step(task: int, tasks: int, port: int) -> dict[str, str]:
-    """What SLURM tells a task of a step; submitit chooses the port by the number of the job."""
+def slurm_step(task: int, tasks: int, job: int) -> dict[str, str]:
+    """What SLURM tells a task of a step."""
     return {
-        "SLURM_JOB_ID": str(port - 20000),
+        "SLURM_JOB_ID": str(job),
         "SLURM_JOB_NODELIST": "localhost",
         "SLURM_JOB_NUM_NODES": "1",
         "SLURM_NNODES": "1",
@@ -57,15 +58,25 @@ def torchrun(of_rank: int, ranks: int, port: int) -> dict[str, str]:
 
 def free_port() -> int:
     """A port that nobody has at the moment, outside of those that the kernel hands out by itself."""
-    for _ in range(100):
-        port = 20000 + int.from_bytes(os.urandom(2), "big") % 10000
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no free port")
+    return next(port for port in iter(lambda: random.SystemRandom().randint(20000, 30000), 0) if is_free(port))
+
+
+def free_job() -> int:
+    """The number of a job whose port is free: submitit derives one from the other."""
+    return next(
+        job
+        for job in iter(lambda: random.SystemRandom().randint(1, 10**6), 0)
+        if is_free(random.Random(str(job)).randint(20000, 60000))
+    )
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def meet() -> Any:
@@ -128,11 +139,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome
     """How each process of each meeting fared; they are all forked at once, by one that has imported torch."""
     folder = tmp_path_factory.mktemp("meetings")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = {name: free_port() for name in ("torchrun", "slurm", "failing", "nobody", "absent")}
+        ports = {name: free_port() for name in ("torchrun", "failing", "nobody", "absent")}
+        job = free_job()
         lonely = torchrun(1, 2, ports["nobody"])
         meetings: dict[str, tuple[list[dict[str, str]], Callable[[], Any], float]] = {
             "torchrun": ([torchrun(each, 2, ports["torchrun"]) for each in (0, 1)], meet, PATIENCE),
-            "slurm": ([slurm_step(each, 2, ports["slurm"]) for each in (0, 1)], meet, PATIENCE),
+            "slurm": ([slurm_step(each, 2, job) for each in (0, 1)], meet, PATIENCE),
             "failing": ([torchrun(each, 2, ports["failing"]) for each in (0, 1)], fail_within, PATIENCE),
             "nobody": ([lonely], meet, 2),
             "absent": ([torchrun(0, 2, ports["absent"])], meet, 2),
@@ -215,7 +227,7 @@ def test_one_process_on_its_own_joins_nothing(
 
 def test_torchrun_within_a_slurm_step_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each task may start several processes itself: then SLURM's number of tasks is not theirs."""
-    for name, value in {**slurm_step(1, 2, 20007), **torchrun(3, 4, 1)}.items():
+    for name, value in {**slurm_step(1, 2, 7), **torchrun(3, 4, 1)}.items():
         monkeypatch.setenv(name, value)
     process_group._describe_slurm_step()
     assert {name: os.environ[name] for name in NAMES[:3]} == {
@@ -226,7 +238,7 @@ def test_torchrun_within_a_slurm_step_is_believed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_slurm_step_is_told_in_torchruns_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in slurm_step(1, 2, 20007).items():
+    for name, value in slurm_step(1, 2, 7).items():
         monkeypatch.setenv(name, value)
     process_group._describe_slurm_step()
     told = {name: os.environ.get(name) for name in NAMES}
@@ -237,7 +249,7 @@ def test_a_slurm_step_is_told_in_torchruns_words(monkeypatch: pytest.MonkeyPatch
 
 
 def test_submitits_own_variable_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {**slurm_step(0, 2, 20007), "SUBMITIT_EXECUTOR": "slurm"}.items():
+    for name, value in {**slurm_step(0, 2, 7), "SUBMITIT_EXECUTOR": "slurm"}.items():
         monkeypatch.setenv(name, value)
     process_group._describe_slurm_step()
     assert os.environ["SUBMITIT_EXECUTOR"] == "slurm"

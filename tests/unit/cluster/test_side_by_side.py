@@ -48,6 +48,7 @@ for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
     signal.signal(number, stop)
 with folder.owned():
     folder.begin({}, {"figure": "top1"}, 1)
+    (run.folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
     note("begin")
     if act == "fail":
         folder.fail(UserError("no luck\\nand more"))
@@ -84,12 +85,14 @@ def handlers_are_put_back() -> Iterator[None]:
     assert [signal.getsignal(number) for number in numbers] == before
 
 
-def a_run(runs: Path, name: str, act: str = "work", begun: int = 0, **more: Any) -> PlannedRun:
+def a_run(
+    runs: Path, name: str, act: str = "work", begun: int = 0, device: str = "cpu", **more: Any
+) -> PlannedRun:
     config = {
         "act": act,
         "begun": begun,
         "journal": str(runs / "journal"),
-        "trainer": {"threads": 1, "device": "cpu"},
+        "trainer": {"threads": 1, "device": device},
     }
     return planned(runs / "main" / "g" / name, config, **more)
 
@@ -133,6 +136,14 @@ def test_no_more_than_asked_go_on_at_once_and_no_less(tmp_path: Path) -> None:
         at_once += 1 if what == "begin" else -1
         peak = max(peak, at_once)
     assert peak == 2
+
+
+def test_runs_at_the_same_time_have_different_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,8")
+    runs = [a_run(tmp_path, f"r{k}", "pair", begun=2 + k // 2 * 2, device="auto") for k in range(6)]
+    assert run_side_by_side([frozen(tmp_path, runs)], 2).all_done
+    given = [(run.folder / "gpus").read_text() for run in runs]
+    assert [set(pair) for pair in zip(given[::2], given[1::2], strict=True)] == [{"7", "8"}] * 3
 
 
 def test_a_run_begins_when_what_it_needs_is_done(tmp_path: Path) -> None:

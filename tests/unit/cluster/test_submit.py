@@ -19,10 +19,11 @@ from gda.cluster.in_queue import UnderWay, orphans_of, under_way
 from gda.cluster.job_arrays import JobArray, arrays_of
 from gda.cluster.leave_or_cancel import leave_or_cancel
 from gda.cluster.plan import Plan, PlannedRun, write_plans
+from gda.cluster.planned import run_key
 from gda.cluster.slurm_announcement import announce_jobs, announce_plan, named_jobs, resources
 from gda.cluster.slurm_grid import missing_runs, submit_plan
-from gda.cluster.slurm_wait import NotFinished, wait_for
-from gda.cluster.state_records import StudyState
+from gda.cluster.slurm_wait import NotFinished, Over, wait_for
+from gda.cluster.state_records import CellState, StudyState
 from gda.cluster.study_state import study_state
 from gda.cluster.submission import SubmittedJob, read_submission, submissions_of
 from gda.cluster.submit import Handover, job_parameters, script_of, undisturbed
@@ -193,7 +194,8 @@ def test_every_key_of_the_cluster_reaches_the_job(tmp_path: Path, slurm: FakeSlu
         *("cluster.qos=long", "cluster.timeout_min=90", "cluster.gpus_per_node=0", "cluster.cpus_per_task=5"),
         *("cluster.mem_gb=1.5", "cluster.array_parallelism=1", "cluster.signal_delay_s=33"),
         *("cluster.max_requeues=3", 'cluster.setup=[module load cuda, "export A=1"]'),
-        "cluster.sbatch={constraint: a100, exclusive: true, mail-type: END, requeue: false}",
+        "cluster.sbatch={constraint: a100, exclusive: true, mail-type: END, requeue: false, nice: 0}",
+        "hydra.launcher.additional_parameters={kill-on-invalid-dep: no}",
         *("hydra.launcher.name=mine", "hydra.launcher.exclude=bad", "cluster.side_by_side=2"),
         *("cluster.allow_changed_code=true", "hydra.launcher.srun_args=[--label]"),
     )
@@ -210,6 +212,7 @@ def test_every_key_of_the_cluster_reaches_the_job(tmp_path: Path, slurm: FakeSlu
     )
     assert (found["constraint"], found["mail-type"], found["exclude"]) == ("a100", "END", "bad")
     assert found["job-name"] == "mine-4_cells"
+    assert (found["nice"], found["kill-on-invalid-dep"]) == ("0", "no")
     assert "exclusive" in found
     assert not {"gpus-per-node", "requeue"} & found.keys()
     lines = script.splitlines()
@@ -507,6 +510,17 @@ def test_waiting_goes_on_while_a_job_might_come_back(
     with pytest.raises(NotFinished, match="lost: dkd 0"):
         wait_for(plan, seconds=0.01)
     assert looks == 6  # the last one only to be sure
+
+
+def test_a_silent_run_whose_job_is_there_is_waited_for(sweep: Sweep, slurm: FakeSlurm) -> None:
+    cell = sweep.run("kd")
+    sweep.go(Plan((cell,), ()))
+    lost = CellState(cell.folder, "kd 0", "lost", job="101")  # as after the death of a node
+    state = StudyState(cell.study, (lost,))
+    over = Over({run_key(cell.folder)})
+    assert [over(state), over(state), over(state)] == [False] * 3
+    slurm.end("101")
+    assert [over(state), over(state)] == [False, True]
 
 
 def test_a_submission_is_readable_after_each_array(
