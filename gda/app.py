@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from gda.attempt import STARTUP, attempt
+from gda.attempt import STARTUP, WITHOUT_A_WORD, attempt, is_lost_connection
 from gda.build import InputFiles
 from gda.cluster.process_group import joined
 from gda.config.check import check, fetch_weights, resolved
@@ -73,6 +73,10 @@ def run(config: DictConfig) -> None:
                 publish(finished.folder.parent.parent)
     except StoppedByMain as error:
         raise SystemExit(error.exit_code) from None  # rank 0 says why
+    except RunInterrupted as error:
+        if is_main():
+            sys.stderr.write(f"{error}\n")
+        raise SystemExit(error.exit_code) from None
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(error.exit_code) from None
@@ -82,6 +86,11 @@ def run(config: DictConfig) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted. What was finished is kept; the same command continues.\n")
         raise SystemExit(RunInterrupted.exit_code) from None
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        sys.stderr.write(f"{WITHOUT_A_WORD[0].upper()}{WITHOUT_A_WORD[1:]}.\n")
+        raise SystemExit(UserError.exit_code) from None
 
 
 def unwritable(error: OSError) -> str:
@@ -112,7 +121,7 @@ def finish(config: Config, is_input: bool = False, needed: Sequence[str] = (LAST
     """
     STARTUP.mark("imports")
     from_main(lambda: require_runnable(config))
-    _require_ranks(config)
+    from_main(lambda: _require_ranks(config))
     identity = identify_run(config)
     title = run_title(config, identity, is_input)
     path = run_path(config, identity)

@@ -4,6 +4,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from gda.config.schema import Tracking
 from gda.config.stages import needs_of
 from gda.description import description_of, figure_of
 from gda.errors import RankLost, RunInterrupted, RunPreempted, UserError
-from gda.ranks import from_main, is_main, rank_count
+from gda.ranks import StoppedByMain, from_main, is_main, rank_count
 from gda.report.single import write_run_report
 from gda.tracking.git_state import write_working_diff
 from gda.tracking.mlflow_mirror import MLflowMirror
 from gda.tracking.mlflow_store import default_uri
 from gda.tracking.run_folder import RunFolder, slurm_job_id
 from gda.training.checkpoint import LAST
-from gda.training.interruption import Stopped, interruptible
+from gda.training.interruption import Stopped, StopRequest, interruptible
 from gda.training.result import in_words
 from gda.training.startup import Startup
 
@@ -34,6 +35,8 @@ Config = Mapping[str, Any]
 
 STARTUP = Startup()
 """How long this process took to its first training step."""
+
+WITHOUT_A_WORD = "another process of this run ended without a word (killed, or out of memory)"
 
 
 def attempt(config: Config, identity: Identity, folder: RunFolder, files: InputFiles, title: str) -> None:
@@ -51,12 +54,17 @@ def attempt(config: Config, identity: Identity, folder: RunFolder, files: InputF
         UserError: The run failed; its folder says why.
     """
     started = time.perf_counter()
-    _require_same_teacher(config, folder)
-    with interruptible() as stop, folder.logged():
+    from_main(lambda: _require_same_teacher(config, folder))
+    with ExitStack() as stack:
+        stop = stack.enter_context(interruptible())
+        if rank_count() > 1:
+            stack.enter_context(stop.deferred())  # one that stopped on its own would be missed by the others
+        stack.enter_context(folder.logged())
         mirror = None
         try:
             epochs = config["recipe"]["epochs"] if needs_of(config).trains else 1
-            folder.begin(config, description_of(config, identity, files), epochs)
+            # The others wait: a failure of theirs is written down after the beginning.
+            from_main(lambda: folder.begin(config, description_of(config, identity, files), epochs))
             if is_main():
                 write_working_diff(folder.path)
             mirror = _mirror(config, folder)
@@ -67,7 +75,7 @@ def attempt(config: Config, identity: Identity, folder: RunFolder, files: InputF
         except KeyboardInterrupt as error:
             raise _interrupted(error, folder, title) from None
         except Exception as error:
-            raise _failed(error, folder, title) from error
+            raise _failed(error, folder, title, stop) from error
         else:
             if is_main():
                 write_run_report(folder.path)
@@ -90,17 +98,21 @@ def _interrupted(error: KeyboardInterrupt, folder: RunFolder, title: str) -> Run
     return RunPreempted(f"{name}: {title} is saved in {folder}, and goes on when its job comes back.", number)
 
 
-def _failed(error: Exception, folder: RunFolder, title: str) -> UserError:
+def _failed(error: Exception, folder: RunFolder, title: str, stop: StopRequest) -> UserError:
     """Marks a run failed, and returns what to tell the user.
 
     When a process of a run has failed, the others lose their connection to it: its own error stands in the
-    run's status and log, and theirs say nothing more.
+    run's status and log, and theirs say nothing more. After Ctrl-C it has not failed, but stopped first.
     """
-    if rank_count() > 1 and not isinstance(error, UserError) and _is_lost_connection(error):
+    if isinstance(error, StoppedByMain):
+        return error
+    if is_lost_connection(error):
+        if stop.noted == signal.SIGINT:  # with SIGTERM a launcher ends what is left of a run that has failed
+            return _interrupted(Stopped(stop.noted), folder, title)
         if _another_has_said_why(folder):
             return RankLost(f"{title} failed in another process: see {folder.path / 'run.log'}.")
-        text = "another process of this run ended without a word (killed, or out of memory)"
-        lost = RankLost(f"{text}: {error}")
+        lost = RankLost(f"{title}: {WITHOUT_A_WORD}.")
+        lost.__cause__ = error
         folder.fail(lost)
         return lost
     folder.fail(error)
@@ -112,7 +124,10 @@ def _failed(error: Exception, folder: RunFolder, title: str) -> UserError:
     )
 
 
-def _is_lost_connection(error: Exception) -> bool:
+def is_lost_connection(error: BaseException) -> bool:
+    """Says whether an error is what a process sees of another one that has ended."""
+    if rank_count() == 1 or isinstance(error, UserError):
+        return False
     words = ("connection", "peer", "gloo", "nccl", "socket", "timed out")
     known = isinstance(error, distributed.DistError)
     return known or (isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words))

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ class SlurmJob:
             SystemExit: At least one of them is not finished; SLURM then says FAILED.
         """
         code = run_job(Path(self.file))
+        _ignore_signals()
         if code:
             raise SystemExit(code)
 
@@ -44,6 +46,17 @@ class SlurmJob:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _ignore_signals() -> None:
+    """Lets a job that is over end in peace.
+
+    Python drops its handlers some time before the process ends: a signal then would kill it, and SLURM
+    would call the job failed, so that what waits for it never starts.
+    """
+    with contextlib.suppress(ValueError):  # not the main thread
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def run_job(file: Path, only: int | None = None) -> int:

@@ -17,6 +17,7 @@ STATES = (
 CONTINUES = "the same command continues it"
 AGAIN = "the same command runs it again"
 
+_MISSED_SECONDS = 30  # three beats of a lock
 _START_SECONDS = 180  # a job that has started has to find its node, its files and its imports
 _WAITS = {
     "Dependency": "waits for a run that it builds on",
@@ -69,7 +70,7 @@ def judge(run: RunEvidence, job: Job | None) -> Verdict:
     """
     if run.state == "done":
         return Verdict("done")
-    if run.goes_on:
+    if run.goes_on and not _outlived(run, job):
         return _goes_on(run, job)
     if job is None:
         return _without_job(run)
@@ -80,6 +81,13 @@ def judge(run: RunEvidence, job: Job | None) -> Verdict:
     if job.known.alive:
         return _in_running_job(run, job, job.known)
     return _without_job(run) if job.precedes(run) else _after_job(run, job, job.known)
+
+
+def _outlived(run: RunEvidence, job: Job | None) -> bool:
+    """Says whether the job of a silent run has ended or waits, as SLURM has it: nobody makes the run then."""
+    if job is None or job.known is None or not job.began(run):
+        return False
+    return (job.known.pending or not job.known.alive) and (run.silent_seconds or 0) > _MISSED_SECONDS
 
 
 def _goes_on(run: RunEvidence, job: Job | None) -> Verdict:

@@ -3,7 +3,8 @@
 Ctrl-C, SIGTERM (a cluster preempts or cancels a job) and SIGUSR2 (a cluster's time limit comes near) all
 mean the same: save, and stop. While steps are trained a signal is only noted, and the loop stops at the
 end of its step; of several processes all stop at the same one. At any other time a signal stops at once:
-what is done then is made again.
+what is done then is made again. Of several processes one that stopped on its own would leave the others
+waiting for it: with them all signals are noted, and obeyed after the next step.
 """
 
 import signal
@@ -17,6 +18,7 @@ from gda.ranks import max_over_ranks
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 _IMPATIENT_SECONDS = 1.0  # torchrun passes on the Ctrl-C that its processes have had already
+_left = 0  # a signal that came when a run was nearly done, and that the next run of this process obeys
 
 
 class Stopped(KeyboardInterrupt):
@@ -34,11 +36,21 @@ class Stopped(KeyboardInterrupt):
 class StopRequest:
     """Whether a signal has asked this run to stop."""
 
-    def __init__(self) -> None:
-        self._signal = 0
+    def __init__(self, number: int = 0) -> None:
+        self._signal = number
         self._deferred = False
         self._stopping = False
         self._first = 0.0
+
+    @property
+    def noted(self) -> int:
+        """The signal that came to this process; 0 where none has."""
+        return self._signal
+
+    @property
+    def left(self) -> int:
+        """The signal that came and stopped nothing; 0 where there is none."""
+        return 0 if self._stopping else self._signal
 
     def stop(self, number: int) -> NoReturn:
         """Stops the run for a signal that was noted.
@@ -52,11 +64,11 @@ class StopRequest:
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Within the block a signal is only noted; a second Ctrl-C stops at once all the same."""
-        self._deferred = True
+        before, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred = before
 
     def asked(self) -> int:
         """Returns the signal that came to any of the run's processes; 0 where none has.
@@ -84,9 +96,11 @@ class StopRequest:
 def interruptible() -> Iterator[StopRequest]:
     """Takes the signals that end a run, within the block.
 
-    Outside of the main thread they are somebody else's, and the request stays empty.
+    Outside of the main thread they are somebody else's, and the request stays empty. A signal that came too
+    late to stop a run stops the next one in its block.
     """
-    request = StopRequest()
+    global _left
+    request, _left = StopRequest(_left), 0
     before = {}
     try:
         for number in _SIGNALS:
@@ -98,3 +112,4 @@ def interruptible() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _left = request.left

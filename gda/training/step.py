@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gda.config.schema import TrainerSettings
 from gda.distillers.term import Progress
+from gda.errors import UserError
 from gda.ranks import rank, rank_count
 from gda.seeding import stream_seed
 from gda.tasks.task import StepOutput, Task
@@ -53,6 +54,7 @@ class OptimizerStep:
         self.accumulation = settings.accumulation
         self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
         self._loss: nn.Module = _Loss(task)
+        self._unseen: DistributedDataParallel | None = None
         if rank_count() > 1:
             self._loss = DistributedDataParallel(
                 self._loss,
@@ -60,6 +62,8 @@ class OptimizerStep:
                 gradient_as_bucket_view=True,
                 **_OWN_BUFFERS,
             )
+            self._unseen = self._loss
+            self._settle_buckets()
 
     def __call__(self, batch: Any, progress: Progress) -> list[StepOutput]:
         """Trains on one batch.
@@ -70,6 +74,9 @@ class OptimizerStep:
 
         Returns:
             What each part of the batch gave, without gradient; one part without accumulation.
+
+        Raises:
+            UserError: The loss leaves parameters out, for which DDP would wait, and was not told to look.
         """
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.parts(self.accumulation) if self.accumulation > 1 else [batch]
@@ -85,8 +92,32 @@ class OptimizerStep:
                     weight = len(part) * rank_count() / batch.total
                 self.precision.backward(loss, supervised, distilled, self.optimizer, weight)
             outputs.append(output)
+        self._require_gradients()
         self.precision.update(self.optimizer, self.parameters, self.clip)
         return outputs
+
+    def _settle_buckets(self) -> None:
+        """Lets DDP put the gradients into their final order before the first step.
+
+        DDP sorts them anew after its first backward pass, and of more than two processes the order in which
+        they are added decides the last digit. Without this, a run that was continued, whose first step comes
+        later, would end differently.
+        """
+        self._loss().backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _require_gradients(self) -> None:
+        """Looks once, after the first backward pass, for parameters that DDP waits for in vain."""
+        ddp, self._unseen = self._unseen, None
+        if ddp is None or ddp.find_unused_parameters or self.precision.keeps_gradients_apart(self.optimizer):
+            return
+        names = [name for name, each in ddp.module.trained.named_parameters() if _is_left_out(each)]
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(
+                f"The loss does not reach {', '.join(names[:3])}{more}. Several processes must be told to "
+                "look for such parameters, which takes time: trainer.find_unused_parameters=true."
+            )
 
     def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
         """Lets gradients travel in the last backward pass of a step alone.
@@ -99,6 +130,10 @@ class OptimizerStep:
         return nullcontext()
 
 
+def _is_left_out(parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad and parameter.grad is None
+
+
 class _Loss(nn.Module):
     """A task's step as a module: DDP sees all that is trained, and one forward pass whatever it calls."""
 
@@ -107,8 +142,8 @@ class _Loss(nn.Module):
         self.trained = nn.ModuleDict(dict(task.modules))
         self._step = task.training_step
 
-    def forward(
-        self, batch: Any, progress: Progress
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, StepOutput]:
+    def forward(self, batch: Any = None, progress: Progress | None = None) -> Any:
+        if progress is None:  # all parameters, in a loss of no meaning
+            return torch.stack([p.sum() for p in self.trained.parameters() if p.requires_grad]).sum()
         output = self._step(batch, progress)
         return output.loss, output.supervised, output.distilled, output.detached()

@@ -10,13 +10,15 @@ import torch
 from crew import BUILD, EVALUATION, FORGETFUL, SAVE, Act, Crew, Outcome, Ranks
 from test_interruptions import assert_same_run
 
+from gda.config.stages import runs_before
+
 Compose = Callable[..., dict[str, Any]]
 Config = dict[str, Any]
 IN_SLURM = {"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": "1"}
 STEPS = 3  # of an epoch: 41 images in batches of 16
 TEACHER = "gda.tasks.classification.ClassificationTask.evaluate_teacher"
 
-# What could be lost in the middle of an epoch: momentum, an average, the epoch's sums, batch statistics, and draws.
+# What could be lost in the middle of an epoch: momentum, an average, sums, batch statistics, and draws.
 SETTINGS = (
     "recipe.epochs=2",
     "dataset.train_size=41",
@@ -142,15 +144,13 @@ def test_stopped_in_each_epoch_it_ends_as_if_never_stopped(
 ) -> None:
     crew, config = crew_of(ranks), command(kind, ranks)
     last = ranks - 1  # signals come to one rank alone
-    before = 0
-    if kind == "episodes":  # the classifier, whose steps come first, is not stopped
-        encoder = {**config, "task": config["encoder"]["task"]}
-        before = 0 if encoder is None else steps_of_encoder(crew, config)
-    assert_stopped(crew.make(config, Act("SIGTERM", count=before + 2, rank=last)))
+    if kind == "episodes":  # the encoder is there already: its steps do not count
+        finished(crew.make(runs_before(config)["encoder"]))
+    assert_stopped(crew.make(config, Act("SIGTERM", count=2, rank=last)))
     folder = run_folder(config)
     state = torch.load(folder / "last.pt", weights_only=True)
     assert (state["epoch"], state["within"]["step"], len(state["within"]["ranks"])) == (0, 2, ranks)
-    # the rest of the first epoch is one step: stopped in the next one's first and, at once again, in its second
+    # one step is left of the first epoch: stopped in the first of the next and, at once again, in its second
     assert_stopped(crew.make(config, Act("SIGUSR2", count=2, rank=0)))
     assert_stopped(crew.make(config, Act("SIGINT", count=1, rank=last)))
     assert finished(crew.make(config)) == folder
@@ -165,15 +165,6 @@ def test_stopped_in_each_epoch_it_ends_as_if_never_stopped(
         ("done", 2, 0),
     ]
     assert_same_run(folder, whole(kind, ranks))
-
-
-def steps_of_encoder(crew: Crew, config: Config) -> int:
-    """Makes the run that the student starts from, and returns how many of the next run's steps it takes."""
-    from gda.config.stages import runs_before
-
-    (outcome, *_) = crew.make(dict(runs_before(config)["encoder"]))
-    assert outcome.kind == "done", outcome
-    return 0
 
 
 def test_three_ranks_add_gradients_in_the_same_order_after_a_stop(
@@ -210,7 +201,7 @@ def test_stopped_at_another_moment(
 ) -> None:
     acts = {
         "before the first step": Act("SIGTERM", TEACHER, rank=ranks - 1),
-        # two batches of images to test on and one to validate on: after the teacher's, the first of the student's
+        # an evaluation is of three batches, of which rank 1 has one: after the teacher's, the student's
         "in an evaluation": Act("SIGTERM", EVALUATION, count=4 if ranks == 1 else 2, rank=ranks - 1),
         "between checkpoint and journal": Act("SIGTERM", SAVE, count=2, rank=0),
         "in the last step of an epoch": Act("SIGTERM", count=STEPS, rank=ranks - 1),
