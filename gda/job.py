@@ -90,14 +90,14 @@ def run_job(file: Path, only: int | None = None) -> int:
 
 
 def _run_side_by_side(job: FrozenJob) -> int:
-    from gda.cluster.side_by_side import run_side_by_side
+    from gda.cluster.processes.side_by_side import run_side_by_side
 
     end = run_side_by_side([job], job.side_by_side)
     for line in end.failures():
         print(line, flush=True)
     from_slurm = end.signal in (signal.SIGTERM, signal.SIGUSR2) and slurm_job_id() is not None
     if from_slurm and not end.all_done:
-        from gda.cluster.slurm_job import give_node_back
+        from gda.cluster.slurm.job import give_node_back
 
         return give_node_back(job, end.signal or 0)
     return end.exit_code
@@ -119,7 +119,7 @@ def _run_here(job: FrozenJob, runs: tuple[FrozenRun, ...], is_child: bool) -> in
             _say(preempted)
         if is_child:  # who started it gives the node back
             return preempted.exit_code
-        from gda.cluster.slurm_job import give_node_back
+        from gda.cluster.slurm.job import give_node_back
 
         return give_node_back(job, preempted.signal)
     except UserError as error:  # interrupted, or the other ranks can't be reached
@@ -180,7 +180,7 @@ def main() -> int:
     parser.add_argument("file", type=Path, help="STUDY/sweeps/<sweep id>/jobs/<n>.json")
     parser.add_argument("--only", type=int, metavar="I", help="make this one of its runs, from 0")
     arguments = parser.parse_args()
-    from gda.cluster.process_tree import end_with_parent
+    from gda.cluster.processes.tree import end_with_parent
     from gda.training.interruption import interruptible
 
     try:

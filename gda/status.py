@@ -6,7 +6,7 @@ With ``--json`` it prints one object. Keys may be added; these stay as long as `
     study         name of the study
     folder        its absolute path
     done          whether there are cells and all of them are done
-    counts        {state: number of cells}, every state (gda.cluster.cell_state.STATES)
+    counts        {state: number of cells}, every state (gda.cluster.state.cell_state.STATES)
     cells         the study's runs, those that are planned first: [{
         folder        absolute path of the run folder
         title         what it is called
@@ -44,9 +44,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gda.cluster.cell_state import STATES
-from gda.cluster.failure import failure_text
-from gda.cluster.study_state import CellState, StudyState, studies_in, study_state
+from gda.cluster.state.cell_state import STATES
+from gda.cluster.state.failure import failure_text
+from gda.cluster.state.study_state import CellState, StudyState, studies_in, study_state
 from gda.errors import UserError
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _watched(study: Path, options: argparse.Namespace) -> StudyState:
-    from gda.cluster.watch import watch
+    from gda.cluster.state.watch import watch
 
     return watch(study, options.watch, _console(), every=options.all)
 
@@ -179,7 +179,7 @@ def _watched(study: Path, options: argparse.Namespace) -> StudyState:
 def _print(state: StudyState, options: argparse.Namespace, with_table: bool) -> None:
     from rich.text import Text
 
-    from gda.cluster.state_table import view
+    from gda.cluster.state.table import view
 
     console = _console()
     if with_table:
@@ -192,7 +192,7 @@ def _print(state: StudyState, options: argparse.Namespace, with_table: bool) -> 
 
 
 def _console() -> Console:
-    from gda.cluster.state_table import console_for_states
+    from gda.cluster.state.table import console_for_states
 
     return console_for_states()
 

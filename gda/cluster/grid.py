@@ -14,10 +14,10 @@ from omegaconf import OmegaConf, open_dict
 
 from gda.cluster.cells import Cell, check_cells, fetch_for
 from gda.cluster.estimate import estimated_seconds
-from gda.cluster.eta import in_words
 from gda.cluster.frozen_job import SWEEP_VARIABLE
 from gda.cluster.plan import Plan, PlannedRun, plan_of, write_plans
 from gda.cluster.process_group import joined
+from gda.cluster.state.eta import in_words
 from gda.config.faults import ConfigFaults
 from gda.errors import RunInterrupted, UserError
 from gda.ranks import StoppedByMain, from_main, is_main, rank_count
@@ -119,13 +119,21 @@ def announce(plan: Plan) -> list[PlannedRun]:
     inputs = [run.title for run in to_do if run.folder not in cells]
     if inputs:
         logger.info("made first, because cells build on it: %s", ", ".join(inputs))
-    wanted = [{**run.facts, "epochs": run.epochs} for run in to_do]
-    estimates = estimated_seconds(plan.studies[0].parent, wanted) if to_do else []
-    told = [seconds for seconds in estimates if seconds is not None]
-    if told:
-        rest = "" if len(told) == len(to_do) else f" for {len(told)} of {len(to_do)} runs; the others are new"
-        logger.info("estimated from past runs: %s of computing%s", in_words(sum(told)), rest)
+    estimate = estimate_in_words(to_do)
+    if estimate is not None:
+        logger.info(estimate)
     return to_do
+
+
+def estimate_in_words(runs: Sequence[PlannedRun]) -> str | None:
+    """Says how long runs take, one after the other, as far as past runs tell; None where none does."""
+    wanted = [{**run.facts, "epochs": run.epochs} for run in runs]
+    estimates = estimated_seconds(runs[0].folder.parents[2], wanted) if runs else []
+    told = [seconds for seconds in estimates if seconds is not None]
+    if not told:
+        return None
+    rest = "" if len(told) == len(runs) else f" for {len(told)} of {len(runs)} runs; the others are new"
+    return f"estimated from past runs: {in_words(sum(told))} of computing{rest}"
 
 
 def studies_to_report(cells: Sequence[Cell], plan: Plan) -> list[Path]:

@@ -82,6 +82,20 @@ class Plan:
         """Returns the cells of one study."""
         return [cell for cell in self.cells if cell.study == study]
 
+    def studies_of_runs(self) -> dict[Path, Path]:
+        """Returns for which study each run is made: its own, or that of the first cell that builds on it."""
+        runs = {run.folder: run for run in (*self.cells, *self.inputs)}
+        studies = {cell.folder: cell.study for cell in self.cells}
+
+        def claim(run: PlannedRun, study: Path) -> None:
+            for folder in run.needs:
+                studies.setdefault(folder, study)
+                claim(runs[folder], study)
+
+        for cell in self.cells:
+            claim(cell, cell.study)
+        return studies
+
     @property
     def studies(self) -> list[Path]:
         """Folders of the studies that the cells belong to."""

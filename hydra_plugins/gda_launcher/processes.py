@@ -30,7 +30,7 @@ class ProcessesLauncher(Launcher):
         Raises:
             SystemExit: A cell failed, or the grid has faults, or a signal has stopped it.
         """
-        from gda.cluster.process_grid import run_grid_in_processes
+        from gda.cluster.processes.grid import run_grid_in_processes
 
         cells = composed_cells(self.hydra_context, self.config, job_overrides, initial_job_idx)
         return run_grid_in_processes(cells)

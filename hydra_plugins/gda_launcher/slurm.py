@@ -35,7 +35,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
             SystemExit: The grid or what it asks of the cluster has faults, or SLURM refused it, or
                 Ctrl-C was pressed; with ``cluster.wait=true``, too, when a cell is not finished.
         """
-        from gda.cluster.slurm_grid import submit_grid
+        from gda.cluster.slurm.grid import submit_grid
+        from gda.job import SlurmJob
 
         assert self.hydra_context is not None
         assert self.config is not None
@@ -44,7 +45,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         load = self.hydra_context.config_loader.load_sweep_config
         first = load(self.config, list(job_overrides[0]))
         self.params: dict[str, Any] = OmegaConf.to_container(first.hydra.launcher, resolve=True)  # type: ignore[assignment]
-        return submit_grid(cells, self.params, self.executor)
+        return submit_grid(cells, self.params, self.executor, SlurmJob)
 
     def executor(self, folder: Path, parameters: Mapping[str, Any]) -> Any:
         """Returns submitit's executor; nothing has been written or submitted then.

@@ -330,10 +330,14 @@ class Crew:
             theirs.close()
             self._members.append((process, ours))
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether a rank is gone, or did not come back from a run."""
+        return any(process.exitcode is not None for process, _ in self._members)
+
     def call(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Lets every rank call `work(rank, *arguments)`, and returns what each has returned."""
-        for process, connection in self._members:
-            assert process.exitcode is None, "the crew is broken"
+        for _, connection in self._members:
             connection.send((work, arguments))
         deadline, returned = time.monotonic() + PATIENCE, []
         for rank, (_, connection) in enumerate(self._members):
@@ -367,3 +371,26 @@ class Crew:
             if process.exitcode is None:
                 process.kill()
                 process.join()
+
+
+class Crews:
+    """Crews of any number of ranks; one that a test has broken is replaced for the next.
+
+    Args:
+        folder: Makes a folder for what a crew says.
+    """
+
+    def __init__(self, folder: Callable[[str], Path]) -> None:
+        self._folder = folder
+        self._crews: dict[int, Crew] = {}
+
+    def of(self, ranks: int) -> Crew:
+        """Returns the crew of so many."""
+        if ranks not in self._crews or self._crews[ranks].is_broken:
+            self._crews[ranks] = Crew(ranks, self._folder("crew"))
+        return self._crews[ranks]
+
+    def dismiss(self) -> None:
+        """Ends them all."""
+        for crew in self._crews.values():
+            crew.dismiss()

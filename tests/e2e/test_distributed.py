@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
-from crew import BEGIN, BUILD, CHECK, FAULTY, FORGETFUL, LOAD, WAIT, Act, Crew, Outcome, Ranks, make
+from crew import BEGIN, BUILD, CHECK, FAULTY, FORGETFUL, LOAD, WAIT, Act, Crew, Crews, Outcome, Ranks, make
 from launching import LAUNCH, ROOT
 from test_interruptions import assert_same, assert_same_run
 
@@ -35,15 +35,29 @@ SETTINGS = (
     "trainer.finite_check_every=1",
     "seed=2",
 )
+WRITE = (
+    "gda.training.checkpoint.save",
+    "gda.tracking.atomic.write_bytes_atomic",
+    "gda.tracking.run_folder.append_line",
+    "gda.tracking.run_folder.write_json_atomic",
+    "gda.tracking.run_folder.write_text_atomic",
+    "gda.attempt.write_run_report",
+)
 TWO = "cluster.ranks_per_node=2"
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
-    """Two ranks."""
-    crew = Crew(2, tmp_path_factory.mktemp("pair"))
-    yield crew
-    crew.dismiss()
+def crews(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crews]:
+    """Ranks that stay."""
+    crews = Crews(tmp_path_factory.mktemp)
+    yield crews
+    crews.dismiss()
+
+
+@pytest.fixture
+def pair(crews: Crews) -> Crew:
+    """Two of them."""
+    return crews.of(2)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +67,11 @@ def settings(teacher_weights: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def whole(
-    pair: Crew, tiny: Compose, settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+    crews: Crews, tiny: Compose, settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Outcome]:
-    """A run by two ranks to which nothing happens."""
-    outcomes = pair.make(tiny(*settings, FORGETFUL, f"runs={tmp_path_factory.mktemp('whole')}"))
+    """A run by two ranks to which nothing happens; the second one must not write anything."""
+    config = tiny(*settings, FORGETFUL, f"runs={tmp_path_factory.mktemp('whole')}")
+    outcomes = crews.of(2).make(config, *(Act("raises", each, rank=1, before=True) for each in WRITE))
     assert [each.kind for each in outcomes] == ["done", "done"], outcomes
     return outcomes
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from crew import BUILD, EVALUATION, FORGETFUL, SAVE, Act, Crew, Outcome, Ranks
+from crew import BUILD, EVALUATION, FORGETFUL, SAVE, Act, Crews, Outcome, Ranks
 from test_interruptions import assert_same_run
 
 from gda.config.stages import runs_before
@@ -57,18 +57,11 @@ EPISODES = (
 
 
 @pytest.fixture(scope="module")
-def crew_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Crew]]:
+def crews(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crews]:
     """Ranks that stay, as many as asked for."""
-    crews: dict[int, Crew] = {}
-
-    def some(ranks: int) -> Crew:
-        if ranks not in crews:
-            crews[ranks] = Crew(ranks, tmp_path_factory.mktemp("crew"))
-        return crews[ranks]
-
-    yield some
-    for crew in crews.values():
-        crew.dismiss()
+    crews = Crews(tmp_path_factory.mktemp)
+    yield crews
+    crews.dismiss()
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +82,13 @@ def command(
 
 
 @pytest.fixture(scope="module")
-def whole(crew_of: Callable[[int], Crew], command: Callable[..., Config]) -> Callable[[str, int], Path]:
+def whole(crews: Crews, command: Callable[..., Config]) -> Callable[[str, int], Path]:
     """The folder of the same run, never stopped."""
     made: dict[tuple[str, int], Path] = {}
 
     def folder(kind: str, ranks: int) -> Path:
         if (kind, ranks) not in made:
-            made[kind, ranks] = finished(crew_of(ranks).make(command(kind, ranks)))
+            made[kind, ranks] = finished(crews.of(ranks).make(command(kind, ranks)))
         return made[kind, ranks]
 
     return folder
@@ -138,11 +131,11 @@ def attempts(folder: Path) -> list[tuple[str, int, int]]:
 def test_stopped_in_each_epoch_it_ends_as_if_never_stopped(
     kind: str,
     ranks: int,
-    crew_of: Callable[[int], Crew],
+    crews: Crews,
     command: Callable[..., Config],
     whole: Callable[[str, int], Path],
 ) -> None:
-    crew, config = crew_of(ranks), command(kind, ranks)
+    crew, config = crews.of(ranks), command(kind, ranks)
     last = ranks - 1  # signals come to one rank alone
     if kind == "episodes":  # the encoder is there already: its steps do not count
         finished(crew.make(runs_before(config)["encoder"]))
@@ -168,10 +161,10 @@ def test_stopped_in_each_epoch_it_ends_as_if_never_stopped(
 
 
 def test_three_ranks_add_gradients_in_the_same_order_after_a_stop(
-    crew_of: Callable[[int], Crew], command: Callable[..., Config], whole: Callable[[str, int], Path]
+    crews: Crews, command: Callable[..., Config], whole: Callable[[str, int], Path]
 ) -> None:
     """The sum of three numbers depends on their order, which DDP chooses anew after its first step."""
-    crew, config = crew_of(3), command(ranks=3)
+    crew, config = crews.of(3), command(ranks=3)
     assert_stopped(crew.make(config, Act("SIGTERM", count=1, rank=2)))
     assert_stopped(crew.make(config, Act("SIGTERM", count=3, rank=1)))
     assert_same_run(finished(crew.make(config)), whole("an average and a ramp", 3))
@@ -195,7 +188,7 @@ def test_stopped_at_another_moment(
     moment: str,
     stops_at: list[tuple[int, int]],
     ranks: int,
-    crew_of: Callable[[int], Crew],
+    crews: Crews,
     command: Callable[..., Config],
     whole: Callable[[str, int], Path],
 ) -> None:
@@ -206,7 +199,7 @@ def test_stopped_at_another_moment(
         "between checkpoint and journal": Act("SIGTERM", SAVE, count=2, rank=0),
         "in the last step of an epoch": Act("SIGTERM", count=STEPS, rank=ranks - 1),
     }
-    crew, config = crew_of(ranks), command()
+    crew, config = crews.of(ranks), command()
     assert_stopped(crew.make(config, acts[moment]))
     folder = run_folder(config)
     place = stops_at[ranks - 1]
@@ -217,9 +210,9 @@ def test_stopped_at_another_moment(
 
 
 def test_a_stop_in_the_last_evaluation_costs_no_training(
-    crew_of: Callable[[int], Crew], command: Callable[..., Config], whole: Callable[[str, int], Path]
+    crews: Crews, command: Callable[..., Config], whole: Callable[[str, int], Path]
 ) -> None:
-    crew, config = crew_of(1), command()
+    crew, config = crews.of(1), command()
     batches = 3 * 2  # two evaluations of three batches an epoch, of the student and of its average
     assert_stopped(crew.make(config, Act("SIGTERM", EVALUATION, count=3 + batches + 2)))
     never = Act("raises", before=True)  # at the first step that is trained once more
@@ -229,11 +222,11 @@ def test_a_stop_in_the_last_evaluation_costs_no_training(
 
 
 def test_a_signal_too_late_for_a_teacher_stops_its_student(
-    crew_of: Callable[[int], Crew], tiny: Compose, tmp_path: Path
+    crews: Crews, tiny: Compose, tmp_path: Path
 ) -> None:
     config = tiny("recipe.epochs=1", "distiller=kd", "alignment=none", f"runs={tmp_path}")
     saves = 2  # best and last
-    assert_stopped(crew_of(1).make(config, Act("SIGTERM", SAVE, count=saves)))
+    assert_stopped(crews.of(1).make(config, Act("SIGTERM", SAVE, count=saves)))
     (teacher,) = tmp_path.glob("teachers/*/seed*")
     assert status(teacher)["state"] == "done"
     assert status(run_folder(config))["state"] == "interrupted"
@@ -246,11 +239,11 @@ def test_a_signal_too_late_for_a_teacher_stops_its_student(
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_within_a_job_a_stop_is_a_preemption_unless_a_person_asked(
     ranks: int,
-    crew_of: Callable[[int], Crew],
+    crews: Crews,
     command: Callable[..., Config],
     whole: Callable[[str, int], Path],
 ) -> None:
-    crew, config = crew_of(ranks), command()
+    crew, config = crews.of(ranks), command()
     for signal, kind, state in (
         ("SIGUSR2", "RunPreempted", "preempted"),
         ("SIGINT", "RunInterrupted", "interrupted"),
@@ -286,7 +279,7 @@ def test_within_a_job_a_stop_is_a_preemption_unless_a_person_asked(
 def test_all_ranks_end_together_and_say_so_once(
     acts: tuple[Act, ...],
     place: tuple[int, int],
-    crew_of: Callable[[int], Crew],
+    crews: Crews,
     tiny_overrides: Callable[..., list[str]],
     teacher_weights: Path,
     whole: Callable[[str, int], Path],
@@ -302,5 +295,5 @@ def test_all_ranks_end_together_and_say_so_once(
     assert ranks.output.count("goes on when its job comes back") == 1, ranks.output
     assert "Traceback" not in ranks.output
     assert not (folder / "run.lock").exists()
-    assert finished(crew_of(2).make(tiny(*line, f"runs={tmp_path / 'runs'}"))) == folder
+    assert finished(crews.of(2).make(tiny(*line, f"runs={tmp_path / 'runs'}"))) == folder
     assert_same_run(folder, whole("an average and a ramp", 2))

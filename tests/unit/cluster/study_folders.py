@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gda.cluster.queue import JobState
-from gda.cluster.submission import Submission, SubmittedJob, write_submission
+from gda.cluster.state.queue import JobState
+from gda.cluster.state.submission import Submission, SubmittedJob, write_submission
 from gda.tracking.run_folder import RunFolder
 
 _SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")

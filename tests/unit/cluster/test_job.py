@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from frozen import SWEEP, frozen, planned, status
 
-from gda.cluster import slurm_job
 from gda.cluster.frozen_job import CODE_FILE, FrozenJob, freeze_code
 from gda.cluster.plan import PlannedRun
+from gda.cluster.slurm import job as slurm_job
 from gda.config.inputs import identify_run, run_path
 from gda.errors import RunInterrupted, RunPreempted, UserError
 from gda.job import SlurmJob, run_job
@@ -268,7 +268,7 @@ def test_a_packed_job_gives_its_node_back_as_one(
     sent: str,
     called: bool | None,
 ) -> None:
-    from gda.cluster.side_by_side import Outcome, SideBySideEnd
+    from gda.cluster.processes.side_by_side import Outcome, SideBySideEnd
 
     number = signal.Signals[sent]
 
@@ -279,7 +279,7 @@ def test_a_packed_job_gives_its_node_back_as_one(
             (Outcome(runs[0], "done", "", tmp_path), Outcome(runs[1], "interrupted", "", tmp_path)), number
         )
 
-    monkeypatch.setattr("gda.cluster.side_by_side.run_side_by_side", stopped)
+    monkeypatch.setattr("gda.cluster.processes.side_by_side.run_side_by_side", stopped)
     job = frozen(tmp_path / "runs", [cell("seed=0"), cell("seed=1")], side_by_side=4)
     assert run_job(job.file) == (130 if called is None else 143)
     assert scontrol.exists() == bool(called)

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from gda.cluster.job_log import job_error, job_tail, last_error, run_traceback
-from gda.cluster.run_evidence import moment
+from gda.cluster.state.job_log import job_error, job_tail, last_error, run_traceback
+from gda.cluster.state.run_evidence import moment
 
 TRACEBACK = """\
 Traceback (most recent call last):

@@ -58,7 +58,9 @@ def torchrun(of_rank: int, ranks: int, port: int) -> dict[str, str]:
 
 def free_port() -> int:
     """A port that nobody has at the moment, outside of those that the kernel hands out by itself."""
-    return next(port for port in iter(lambda: random.SystemRandom().randint(20000, 30000), 0) if is_free(port))
+    return next(
+        port for port in iter(lambda: random.SystemRandom().randint(20000, 30000), 0) if is_free(port)
+    )
 
 
 def free_job() -> int:

@@ -3,7 +3,7 @@ import time
 import pytest
 from study_folders import FakeSlurm
 
-from gda.cluster.queue import JobState, Queue, ask_queue, job_states
+from gda.cluster.state.queue import JobState, Queue, ask_queue, job_states
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from frozen import frozen, planned, status
 
-from gda.cluster import child_run
 from gda.cluster.frozen_job import FrozenJob
-from gda.cluster.machine_share import MachineShare, cpu_count, shares, visible_gpus
 from gda.cluster.plan import PlannedRun
-from gda.cluster.side_by_side import SideBySideEnd, run_side_by_side
+from gda.cluster.processes import child_run
+from gda.cluster.processes.machine_share import MachineShare, cpu_count, shares, visible_gpus
+from gda.cluster.processes.side_by_side import SideBySideEnd, run_side_by_side
 from gda.errors import UserError
 from gda.tracking.run_folder import RunFolder
 
@@ -291,7 +291,7 @@ def test_a_run_that_somebody_stops_stops_no_other(tmp_path: Path) -> None:
 def test_the_display_has_a_line_for_each_event(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gda.cluster.side_by_side_display.logger.propagate", True)
+    monkeypatch.setattr("gda.cluster.processes.display.logger.propagate", True)
     runs = [a_run(tmp_path, "r0"), a_run(tmp_path, "r1", "fail")]
     with caplog.at_level("INFO", logger="gda"):
         run_side_by_side([frozen(tmp_path, runs)], 1)
@@ -330,8 +330,8 @@ def test_gpus_are_counted_where_the_environment_says_nothing(
 ) -> None:
     driver, devices = tmp_path / "gpus", tmp_path / "dev"
     devices.mkdir()
-    monkeypatch.setattr("gda.cluster.machine_share._DRIVER", driver)
-    monkeypatch.setattr("gda.cluster.machine_share._DEVICES", devices)
+    monkeypatch.setattr("gda.cluster.processes.machine_share._DRIVER", driver)
+    monkeypatch.setattr("gda.cluster.processes.machine_share._DEVICES", devices)
     assert visible_gpus({}) == []
     for name in ("0000:01:00.0", "0000:02:00.0", "0000:03:00.0"):
         (driver / name).mkdir(parents=True)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from fake_slurm import FakeSlurm
 
-from gda.cluster.sbatch_check import check_flags, check_programs, check_submission, refusal
-from gda.cluster.slurm_check import check_together
-from gda.cluster.slurm_command import ask, submitting
-from gda.cluster.slurm_fit import Asked, check_site, warnings_of
-from gda.cluster.slurm_site import NodeGroup, Partition, Site, gpus_of, look_at_site, minutes_of
+from gda.cluster.slurm.check import check_together
+from gda.cluster.slurm.command import ask, submitting
+from gda.cluster.slurm.fit import Asked, check_site, warnings_of
+from gda.cluster.slurm.sbatch_check import check_flags, check_programs, check_submission, refusal
+from gda.cluster.slurm.site import NodeGroup, Partition, Site, gpus_of, look_at_site, minutes_of
 
 
 @pytest.fixture

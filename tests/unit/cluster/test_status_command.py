@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 from study_folders import FakeSlurm, StudyFolders, ago
 
-from gda.cluster import watch as watching
-from gda.cluster.queue import JobState
-from gda.cluster.state_table import headline, view
-from gda.cluster.study_state import study_state
+from gda.cluster.state import watch as watching
+from gda.cluster.state.queue import JobState
+from gda.cluster.state.study_state import study_state
+from gda.cluster.state.table import headline, view
 from gda.status import main
 
 REPOSITORY = Path(__file__).parents[3]
@@ -355,7 +355,7 @@ def test_watch_stops_where_its_caller_says_so(demo, clock):
     ],
 )
 def test_times_are_written_for_people(seconds, words):
-    from gda.cluster.eta import in_words
+    from gda.cluster.state.eta import in_words
 
     assert in_words(seconds) == words
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from study_folders import FakeSlurm, StudyFolders, ago
 
-from gda.cluster.queue import JobState
-from gda.cluster.study_state import study_state, unfinished_jobs
+from gda.cluster.state.queue import JobState
+from gda.cluster.state.study_state import study_state, unfinished_jobs
 from gda.tracking.lock import FolderLock
 from gda.tracking.run_folder import RunFolder
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from gda.cluster.json_record import Unreadable
-from gda.cluster.submission import (
+from gda.cluster.state.submission import (
     Submission,
     SubmittedJob,
     read_submission,

@@ -15,19 +15,20 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from gda.cluster.frozen_job import read_job
-from gda.cluster.in_queue import UnderWay, orphans_of, under_way
-from gda.cluster.job_arrays import JobArray, arrays_of
-from gda.cluster.leave_or_cancel import leave_or_cancel
 from gda.cluster.plan import Plan, PlannedRun, write_plans
-from gda.cluster.planned import run_key
-from gda.cluster.slurm_announcement import announce_jobs, announce_plan, named_jobs, resources
-from gda.cluster.slurm_grid import missing_runs, submit_plan
-from gda.cluster.slurm_wait import NotFinished, Over, wait_for
-from gda.cluster.state_records import CellState, StudyState
-from gda.cluster.study_state import study_state
-from gda.cluster.submission import SubmittedJob, read_submission, submissions_of
-from gda.cluster.submit import Handover, job_parameters, script_of, undisturbed
+from gda.cluster.slurm.announcement import announce_jobs, announce_plan, named_jobs, resources
+from gda.cluster.slurm.grid import missing_runs, submit_plan
+from gda.cluster.slurm.in_queue import UnderWay, orphans_of, under_way
+from gda.cluster.slurm.job_arrays import JobArray, arrays_of
+from gda.cluster.slurm.leave_or_cancel import leave_or_cancel
+from gda.cluster.slurm.submit import Handover, job_parameters, script_of, undisturbed
+from gda.cluster.slurm.wait import NotFinished, Over, wait_for
+from gda.cluster.state.planned import run_key
+from gda.cluster.state.records import CellState, StudyState
+from gda.cluster.state.study_state import study_state
+from gda.cluster.state.submission import SubmittedJob, read_submission, submissions_of
 from gda.errors import RunInterrupted, UserError
+from gda.job import SlurmJob
 from hydra_plugins.gda_launcher.slurm import SlurmLauncher
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -71,11 +72,11 @@ class Sweep:
         return self.run("teacher", seed, *needs, study="teachers", needed=True)
 
     def go(self, plan: Plan) -> None:
-        submit_plan(plan, self.launcher, self.executors, 1000)
+        submit_plan(plan, self.launcher, self.executors, SlurmJob, 1000)
 
     def handover(self, plan: Plan, in_queue: dict[Path, str] | None = None) -> Handover:
         parameters = job_parameters(self.launcher, self.cluster)
-        return Handover(write_plans(plan), parameters, self.cluster, self.executors, in_queue or {})
+        return Handover(write_plans(plan), parameters, self.cluster, self.executors, SlurmJob, in_queue or {})
 
 
 @pytest.fixture
@@ -506,7 +507,7 @@ def test_waiting_goes_on_while_a_job_might_come_back(
             slurm.end("101_1")
         return study_state(study)
 
-    monkeypatch.setattr("gda.cluster.watch.study_state", look)
+    monkeypatch.setattr("gda.cluster.state.watch.study_state", look)
     with pytest.raises(NotFinished, match="lost: dkd 0"):
         wait_for(plan, seconds=0.01)
     assert looks == 6  # the last one only to be sure

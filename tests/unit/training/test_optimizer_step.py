@@ -147,7 +147,7 @@ def refused() -> str:
     """What is said of a parameter that no loss reaches, where nobody has asked for it to be found."""
     try:
         train(Case(unused=True))
-    except UserError as error:
+    except (UserError, RuntimeError) as error:
         return str(error)
     return ""
 

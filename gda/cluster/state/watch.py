@@ -8,9 +8,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from gda.cluster.state_records import StudyState
-from gda.cluster.state_table import headline, view
-from gda.cluster.study_state import study_state
+from gda.cluster.state.records import StudyState
+from gda.cluster.state.study_state import study_state
+from gda.cluster.state.table import headline, view
 
 
 def watch(
@@ -30,7 +30,7 @@ def watch(
         seconds: Pause between two looks.
         console: Where to show it.
         until: Tells whether to stop; by default when every cell is done.
-        every: Whether to list every run (see :func:`gda.cluster.state_table.view`).
+        every: Whether to list every run (see :func:`gda.cluster.state.table.view`).
 
     Returns:
         The last state seen.

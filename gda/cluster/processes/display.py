@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from gda.cluster.child_run import ChildRun
 from gda.cluster.frozen_job import FrozenRun
+from gda.cluster.processes.child_run import ChildRun
 from gda.tracking.run_folder import RunFolder
 from gda.training.result import in_words
 

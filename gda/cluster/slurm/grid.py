@@ -5,7 +5,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,17 @@ from hydra.core.utils import JobReturn
 from gda.cluster.cells import Cell
 from gda.cluster.frozen_job import freeze_code
 from gda.cluster.grid import returns_of, studies_to_report
-from gda.cluster.in_queue import UnderWay, orphans_of, under_way
-from gda.cluster.job_arrays import JobArray, arrays_of
-from gda.cluster.leave_or_cancel import leave_or_cancel
 from gda.cluster.plan import Plan, PlannedRun, write_plans
-from gda.cluster.queue import job_states
-from gda.cluster.slurm_announcement import announce_jobs, announce_plan, announce_status, announce_submission
-from gda.cluster.slurm_check import checked_for_slurm
-from gda.cluster.slurm_command import ask
-from gda.cluster.slurm_fit import warnings_of
-from gda.cluster.slurm_wait import wait_for
-from gda.cluster.submit import Executors, Handover, job_parameters
+from gda.cluster.slurm.announcement import announce_jobs, announce_plan, announce_status, announce_submission
+from gda.cluster.slurm.check import checked_for_slurm
+from gda.cluster.slurm.command import ask
+from gda.cluster.slurm.fit import warnings_of
+from gda.cluster.slurm.in_queue import UnderWay, orphans_of, under_way
+from gda.cluster.slurm.job_arrays import JobArray, arrays_of
+from gda.cluster.slurm.leave_or_cancel import leave_or_cancel
+from gda.cluster.slurm.submit import Executors, Handover, job_parameters
+from gda.cluster.slurm.wait import wait_for
+from gda.cluster.state.queue import job_states
 from gda.errors import UserError
 from gda.report.publish import publish
 from gda.tracking.console import set_up_logging
@@ -35,13 +35,16 @@ logger = logging.getLogger("gda")
 _END_SECONDS = 60.0  # for a cancelled job to save and leave its run folder
 
 
-def submit_grid(cells: Sequence[Cell], launcher: Mapping[str, Any], executors: Executors) -> list[JobReturn]:
+def submit_grid(
+    cells: Sequence[Cell], launcher: Mapping[str, Any], executors: Executors, job: Callable[[Path], Any]
+) -> list[JobReturn]:
     """Submits every run that a grid misses; stays only where ``cluster.wait`` says so.
 
     Args:
         cells: The cells; all of one sweep.
         launcher: The node ``hydra.launcher``.
         executors: Makes submitit's executor.
+        job: Makes of a frozen job's file what submitit is to call on the cluster.
 
     Raises:
         SystemExit: The grid has faults, or SLURM refuses it, or Ctrl-C was pressed, or a cell that was
@@ -53,7 +56,7 @@ def submit_grid(cells: Sequence[Cell], launcher: Mapping[str, Any], executors: E
         if checked is None:
             return returns_of(cells)
         plan, site = checked
-        submit_plan(plan, launcher, executors, site.largest_array)
+        submit_plan(plan, launcher, executors, job, site.largest_array)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(error.exit_code) from None
@@ -89,13 +92,20 @@ def missing_runs(plan: Plan, to_do: Sequence[PlannedRun], known: UnderWay) -> li
     return [run for run in to_do if run.folder in wanted]
 
 
-def submit_plan(plan: Plan, launcher: Mapping[str, Any], executors: Executors, largest_array: int) -> None:
+def submit_plan(
+    plan: Plan,
+    launcher: Mapping[str, Any],
+    executors: Executors,
+    job: Callable[[Path], Any],
+    largest_array: int,
+) -> None:
     """Submits what is neither finished nor under way, and waits for it where that was asked for.
 
     Args:
         plan: The sweep, checked.
         launcher: The node ``hydra.launcher``.
         executors: Makes submitit's executor.
+        job: Makes of a frozen job's file what submitit is to call on the cluster.
         largest_array: Most jobs of one job array.
 
     Raises:
@@ -110,7 +120,7 @@ def submit_plan(plan: Plan, launcher: Mapping[str, Any], executors: Executors, l
         sweeps = write_plans(plan)
         to_do = plan.runs_to_do()
         known = _known(plan, to_do)
-        handed = Handover(sweeps, job_parameters(launcher, cluster), cluster, executors, known.jobs)
+        handed = Handover(sweeps, job_parameters(launcher, cluster), cluster, executors, job, known.jobs)
         try:
             _submit_missing(plan, to_do, handed, known, largest_array)
             alone.close()

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from gda.cluster.child_run import ChildRun, log_of
 from gda.cluster.failed_run import is_finished, mark_failed
 from gda.cluster.frozen_job import FrozenJob, FrozenRun
-from gda.cluster.machine_share import shares
-from gda.cluster.side_by_side_display import SideBySideDisplay
+from gda.cluster.processes.child_run import ChildRun, log_of
+from gda.cluster.processes.display import SideBySideDisplay
+from gda.cluster.processes.machine_share import shares
 from gda.errors import RunInterrupted, UserError
 
 _POLL_SECONDS = 0.1

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gda.cluster.job_record import Job
 from gda.cluster.json_record import Unreadable, read_record
-from gda.cluster.planned import run_key
-from gda.cluster.queue import Queue, ask_queue
-from gda.cluster.run_evidence import RunEvidence
-from gda.cluster.submission import FILE, Submission, SubmittedJob, read_submission, sweeps_of
+from gda.cluster.state.job_record import Job
+from gda.cluster.state.planned import run_key
+from gda.cluster.state.queue import Queue, ask_queue
+from gda.cluster.state.run_evidence import RunEvidence
+from gda.cluster.state.submission import FILE, Submission, SubmittedJob, read_submission, sweeps_of
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _is_alive(asked: _Asked, queue: Queue) -> bool:
 
 
 def _log(asked: _Asked, folder: Path) -> str:
-    """Returns the file with a run's output: runs side by side have their own (gda.cluster.child_run)."""
+    """Returns the file with a run's output: runs side by side have their own (processes/child_run.py)."""
     if len(asked.job.runs) > 1:
         own = asked.sweep / "logs" / f"{folder.parent.name}_{folder.name}.log"
         if own.exists():

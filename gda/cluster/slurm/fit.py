@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gda.cluster.slurm_site import NodeGroup, Partition, Site
+from gda.cluster.slurm.site import NodeGroup, Partition, Site
 from gda.config.faults import Fault
 from gda.suggestions import did_you_mean, near
 

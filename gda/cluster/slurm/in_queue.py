@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gda.cluster.cell_state import judge
-from gda.cluster.job_of_run import JobsOfRuns
 from gda.cluster.plan import Plan, PlannedRun
-from gda.cluster.run_evidence import read_evidence
-from gda.cluster.slurm_command import ask
-from gda.cluster.state_records import GOES_ON
-from gda.cluster.submission import submissions_of, sweeps_of
+from gda.cluster.slurm.command import ask
+from gda.cluster.state.cell_state import judge
+from gda.cluster.state.job_of_run import JobsOfRuns
+from gda.cluster.state.records import GOES_ON
+from gda.cluster.state.run_evidence import read_evidence
+from gda.cluster.state.submission import submissions_of, sweeps_of
 from gda.errors import UserError
 
 

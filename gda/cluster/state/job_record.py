@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gda.cluster.queue import JobState
-from gda.cluster.run_evidence import Attempt, RunEvidence, moment
-from gda.cluster.submission import SubmittedJob
+from gda.cluster.state.queue import JobState
+from gda.cluster.state.run_evidence import Attempt, RunEvidence, moment
+from gda.cluster.state.submission import SubmittedJob
 
 _CLOCK_SECONDS = 5  # by which the clocks of two machines may differ
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gda.cluster.plan import Plan
-from gda.cluster.planned import run_key
-from gda.cluster.queue import ask_queue
-from gda.cluster.state_records import GOES_ON, CellState, StudyState
-from gda.cluster.state_table import console_for_states
-from gda.cluster.watch import watch
+from gda.cluster.state.planned import run_key
+from gda.cluster.state.queue import ask_queue
+from gda.cluster.state.records import GOES_ON, CellState, StudyState
+from gda.cluster.state.table import console_for_states
+from gda.cluster.state.watch import watch
 from gda.errors import UserError
 
 logger = logging.getLogger("gda")
@@ -48,7 +48,7 @@ class Over:
     """Tells whether all is over for some cells; asked twice, because a look may fall between two steps.
 
     Args:
-        wanted: The cells, by :func:`gda.cluster.planned.run_key`.
+        wanted: The cells, by :func:`gda.cluster.state.planned.run_key`.
     """
 
     def __init__(self, wanted: set[str]) -> None:

@@ -7,9 +7,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gda.cluster.cell_state import STATES
-from gda.cluster.eta import in_words
-from gda.cluster.state_records import CellState, StudyState
+from gda.cluster.state.cell_state import STATES
+from gda.cluster.state.eta import in_words
+from gda.cluster.state.records import CellState, StudyState
 
 ROWS = 12
 """Runs of one state that are listed where not all are asked for."""

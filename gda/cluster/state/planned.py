@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gda.cluster.json_record import Unreadable, read_record, text_of, whole_of
-from gda.cluster.submission import sweeps_of
+from gda.cluster.state.submission import sweeps_of
 
 PLAN_FILE = "plan.json"
 _ALONE = "single cell"  # what a plan calls a cell that no override tells from others

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from gda.cluster.frozen_job import write_job
-from gda.cluster.job_arrays import JobArray
-from gda.cluster.sbatch_check import refusal
-from gda.cluster.slurm_command import ask, submitting
-from gda.cluster.submission import Submission, SubmittedJob, write_submission
+from gda.cluster.slurm.command import ask, submitting
+from gda.cluster.slurm.job_arrays import JobArray
+from gda.cluster.slurm.sbatch_check import refusal
+from gda.cluster.state.submission import Submission, SubmittedJob, write_submission
 from gda.config.ranks import ranks_of
 from gda.errors import UserError
 
@@ -88,6 +88,7 @@ class Handover:
         parameters: What every job asks for (:func:`job_parameters`).
         cluster: The node ``cluster``.
         executors: Makes submitit's executor.
+        job: Makes of a frozen job's file what submitit is to call on the cluster.
         in_queue: Ids of the jobs that make runs which were in the queue before, by run folder.
 
     Attributes:
@@ -98,6 +99,7 @@ class Handover:
     parameters: Mapping[str, Any]
     cluster: Mapping[str, Any]
     executors: Executors
+    job: Callable[[Path], Any]
     in_queue: Mapping[Path, str]
     jobs: dict[Path, list[SubmittedJob]] = field(default_factory=dict)
 
@@ -110,8 +112,6 @@ class Handover:
             UserError: SLURM refuses them.
             KeyboardInterrupt: Ctrl-C was pressed; the jobs are submitted and written down.
         """
-        from gda.job import SlurmJob
-
         sweep = self.sweeps[array.study]
         files = self._write(array, sweep)
         folder = self.parameters["submitit_folder"]
@@ -120,7 +120,7 @@ class Handover:
         with undisturbed(), submitting(chosen_flags(parameters)):
             try:
                 with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
-                    submitted = executor.submit_array([SlurmJob(file) for file in files])
+                    submitted = executor.submit_array([self.job(file) for file in files])
             except RuntimeError as error:  # the base of submitit's own
                 fault = refusal(str(error).splitlines())
                 raise UserError(str(fault)) from error

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gda.cluster.estimate import estimated_seconds
-from gda.cluster.eta import in_words
-from gda.cluster.in_queue import UnderWay
-from gda.cluster.job_arrays import JobArray
+from gda.cluster.grid import estimate_in_words
 from gda.cluster.plan import Plan, PlannedRun
-from gda.cluster.submission import SubmittedJob
+from gda.cluster.slurm.in_queue import UnderWay
+from gda.cluster.slurm.job_arrays import JobArray
+from gda.cluster.state.eta import in_words
+from gda.cluster.state.submission import SubmittedJob
 
 logger = logging.getLogger("gda")
 
@@ -41,7 +41,7 @@ def announce_plan(plan: Plan, missing: Sequence[PlannedRun], known: UnderWay) ->
     if before:
         logger.info("waited for, because it is in the queue already: %s", ", ".join(before))
     if missing:
-        logger.info(_estimate(missing))
+        logger.info(estimate_in_words(missing) or "no past runs to estimate the time from")
 
 
 def announce_jobs(arrays: Sequence[JobArray], parameters: Mapping[str, Any], side_by_side: int) -> None:
@@ -95,17 +95,6 @@ def named_jobs(jobs: Iterable[SubmittedJob]) -> str:
     for job in jobs:
         groups.setdefault(job.job.partition("_")[0], []).append(job.job)
     return ", ".join(ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}" for ids in groups.values())
-
-
-def _estimate(runs: Sequence[PlannedRun]) -> str:
-    """Says how long runs take, one after the other, as far as past runs tell."""
-    wanted = [{**run.facts, "epochs": run.epochs} for run in runs]
-    estimates = estimated_seconds(runs[0].folder.parents[2], wanted)
-    told = [seconds for seconds in estimates if seconds is not None]
-    if not told:
-        return "no past runs to estimate the time from"
-    rest = "" if len(told) == len(runs) else f" for {len(told)} of {len(runs)} runs; the others are new"
-    return f"estimated from past runs: {in_words(sum(told))} of computing{rest}"
 
 
 def _many(count: int, what: str) -> str:

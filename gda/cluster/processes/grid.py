@@ -12,7 +12,7 @@ from gda.cluster.cells import Cell
 from gda.cluster.frozen_job import FrozenJob, freeze_code, read_job, write_job
 from gda.cluster.grid import announce, checked_plan, returns_of, studies_to_report
 from gda.cluster.plan import Plan, PlannedRun, write_plans
-from gda.cluster.side_by_side import run_side_by_side
+from gda.cluster.processes.side_by_side import run_side_by_side
 from gda.config.ranks import ranks_of
 from gda.errors import RunInterrupted
 from gda.report.publish import publish
@@ -63,7 +63,7 @@ def _frozen(
     plan: Plan, to_do: Sequence[PlannedRun], sweeps: dict[Path, Path], allow_changed_code: bool
 ) -> list[FrozenJob]:
     """Writes a frozen job for each study and each number of ranks."""
-    studies = _studies_of(plan)
+    studies = plan.studies_of_runs()
     groups: dict[tuple[Path, int], list[PlannedRun]] = {}
     for run in to_do:
         groups.setdefault((studies[run.folder], ranks_of(run.config)), []).append(run)
@@ -82,18 +82,3 @@ def _frozen(
             )
             jobs.append(read_job(path))
     return jobs
-
-
-def _studies_of(plan: Plan) -> dict[Path, Path]:
-    """Returns the study that each run is made for, by run folder: of an input, that of its first cell."""
-    runs = {run.folder: run for run in (*plan.cells, *plan.inputs)}
-    studies = {cell.folder: cell.study for cell in plan.cells}
-
-    def claim(run: PlannedRun, study: Path) -> None:
-        for folder in run.needs:
-            studies.setdefault(folder, study)
-            claim(runs[folder], study)
-
-    for cell in plan.cells:
-        claim(cell, cell.study)
-    return studies

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gda.cluster.slurm_command import ask
+from gda.cluster.slurm.command import ask
 from gda.errors import RunInterrupted
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
-from gda.cluster.slurm_command import Answer, ask
+from gda.cluster.slurm.command import Answer, ask
 
 _UNLIMITED = {"", "UNLIMITED", "INFINITE", "NONE", "N/A", "(null)"}
 

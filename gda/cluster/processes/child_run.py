@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from gda.cluster.failed_run import is_finished, mark_failed
 from gda.cluster.frozen_job import FrozenJob, FrozenRun
-from gda.cluster.machine_share import MachineShare
-from gda.cluster.process_tree import PARENT_VARIABLE, children_of, descendants_of
+from gda.cluster.processes.machine_share import MachineShare
+from gda.cluster.processes.tree import PARENT_VARIABLE, children_of, descendants_of
 from gda.errors import RunInterrupted, RunPreempted, UserError
 from gda.tracking.run_folder import RunFolder
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gda.cluster.job_log import job_error, last_error, run_traceback
-from gda.cluster.job_record import Job
-from gda.cluster.queue import JobState
-from gda.cluster.run_evidence import SILENT_SECONDS, RunEvidence, moment
+from gda.cluster.state.job_log import job_error, last_error, run_traceback
+from gda.cluster.state.job_record import Job
+from gda.cluster.state.queue import JobState
+from gda.cluster.state.run_evidence import SILENT_SECONDS, RunEvidence, moment
 
 STATES = (
     "done", "running", "queued", "preempted", "waiting", "interrupted", "cancelled", "blocked", "failed",

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from gda.cluster.cell_state import Verdict, judge
-from gda.cluster.eta import estimated
-from gda.cluster.job_of_run import JobsOfRuns
-from gda.cluster.job_record import Job
 from gda.cluster.json_record import Unreadable, read_record, text_of, whole_of
-from gda.cluster.planned import Planned, read_planned, run_key
-from gda.cluster.run_evidence import RunEvidence, read_evidence
-from gda.cluster.state_records import GOES_ON, CellState, StudyState
+from gda.cluster.state.cell_state import Verdict, judge
+from gda.cluster.state.eta import estimated
+from gda.cluster.state.job_of_run import JobsOfRuns
+from gda.cluster.state.job_record import Job
+from gda.cluster.state.planned import Planned, read_planned, run_key
+from gda.cluster.state.records import GOES_ON, CellState, StudyState
+from gda.cluster.state.run_evidence import RunEvidence, read_evidence
 
 __all__ = ["CellState", "StudyState", "studies_in", "study_state", "unfinished_jobs"]
 

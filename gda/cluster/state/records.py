@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from gda.cluster.cell_state import STATES
+from gda.cluster.state.cell_state import STATES
 
 GOES_ON = ("running", "queued", "preempted")
 """States of runs that somebody or something works on, or comes back to."""
@@ -17,7 +17,7 @@ class CellState:
     Attributes:
         folder: Its run folder.
         title: What it is called.
-        state: One of :data:`gda.cluster.cell_state.STATES`.
+        state: One of :data:`gda.cluster.state.cell_state.STATES`.
         detail: What is known beyond that, in a few words; may be empty.
         advice: What to do about it; empty where nothing has to be done.
         error: The line that says why it failed, or None.

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gda.cluster.slurm_command import ask, submitting
+from gda.cluster.slurm.command import ask, submitting
 from gda.config.faults import Fault
 
 # Flags of sbatch that have a key of their own, and those that the launcher needs for itself.

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from gda.cluster.job_log import job_tail, run_traceback
-from gda.cluster.run_evidence import moment
-from gda.cluster.state_records import CellState
+from gda.cluster.state.job_log import job_tail, run_traceback
+from gda.cluster.state.records import CellState
+from gda.cluster.state.run_evidence import moment
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gda.cluster.cells import Cell, check_cells, fetch_for
 from gda.cluster.plan import Plan, plan_of
-from gda.cluster.sbatch_check import check_flags, check_programs, check_submission
-from gda.cluster.slurm_fit import Asked, check_site
-from gda.cluster.slurm_site import Site, look_at_site
-from gda.cluster.submit import Executors, chosen_flags, job_parameters, script_of
+from gda.cluster.slurm.fit import Asked, check_site
+from gda.cluster.slurm.sbatch_check import check_flags, check_programs, check_submission
+from gda.cluster.slurm.site import Site, look_at_site
+from gda.cluster.slurm.submit import Executors, chosen_flags, job_parameters, script_of
 from gda.config.faults import ConfigFaults, Fault
 from gda.config.schema import ClusterSettings
 from gda.config.signature import check_call

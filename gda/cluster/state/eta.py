@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import median
 
 from gda.cluster.json_record import read_journal, whole_of
-from gda.cluster.run_evidence import age_of
-from gda.cluster.state_records import GOES_ON, CellState
+from gda.cluster.state.records import GOES_ON, CellState
+from gda.cluster.state.run_evidence import age_of
 
 _LAST_EPOCHS = 5
 _RUNS_OF_GROUP = 3

@@ -59,7 +59,7 @@ def arrays_of(
         The arrays, each behind those that make what it needs.
     """
     unfinished = {run.folder for run in runs} | set(waiting)
-    studies = _studies(plan)
+    studies = plan.studies_of_runs()
     levels: dict[tuple[int, Path], list[PlannedRun]] = {}
     depths: dict[Path, int] = {}
     for run in runs:
@@ -99,19 +99,3 @@ def _unfinished_needs(run: PlannedRun, unfinished: Collection[Path]) -> tuple[Pa
 
 def _parts(items: Sequence[Item], size: int) -> Iterator[tuple[Item, ...]]:
     return (tuple(items[start : start + size]) for start in range(0, len(items), size))
-
-
-def _studies(plan: Plan) -> dict[Path, Path]:
-    """Says in which study each run is written down: its own, or that of the first cell that builds on it."""
-    inputs = {run.folder: run for run in plan.inputs}
-    studies = {cell.folder: cell.study for cell in plan.cells}
-
-    def give(folders: Iterable[Path], study: Path) -> None:
-        for folder in folders:
-            if folder not in studies:
-                studies[folder] = study
-            give(inputs[folder].needs, study)
-
-    for cell in plan.cells:
-        give(cell.needs, cell.study)
-    return studies

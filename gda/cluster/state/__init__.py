@@ -1,0 +1,1 @@
+"""How the runs of a study stand: what their folders say, and what SLURM says of their jobs."""
