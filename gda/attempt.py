@@ -69,7 +69,7 @@ def attempt(config: Config, identity: Identity, folder: RunFolder, files: InputF
                 write_working_diff(folder.path)
             mirror = _mirror(config, folder)
             STARTUP.mark("checks")
-            work = build_run(config, folder, files, title, mirror, stop, _first_step(title))
+            work = build_run(config, folder, files, title, mirror, stop, _first_step(title, mirror))
             STARTUP.mark("data and models")
             folder.finish(work.fit())
         except KeyboardInterrupt as error:
@@ -81,7 +81,7 @@ def attempt(config: Config, identity: Identity, folder: RunFolder, files: InputF
                 write_run_report(folder.path)
         finally:
             if mirror is not None:
-                mirror.close()
+                mirror.start().close()
     result = from_main(lambda: folder.status()["result"])
     spent = time.perf_counter() - started
     logger.info("%s: %s in %.1f s, %s", title, _figures(config, result), spent, folder)
@@ -142,16 +142,22 @@ def _another_has_said_why(folder: RunFolder) -> bool:
     return False
 
 
-def _first_step(title: str) -> Callable[[], None]:
-    """Returns what says, after the first training step of this process, how long it took until then."""
+def _first_step(title: str, mirror: MLflowMirror | None) -> Callable[[], None]:
+    """Returns what is to be done after the first training step.
 
-    def tell() -> None:
+    The mirror starts only then, because importing MLflow would hold the step up for seconds. And the log
+    says how long this process took until its first step.
+    """
+
+    def begun() -> None:
+        if mirror is not None:
+            mirror.start()
         if not STARTUP.is_told:
             STARTUP.mark("first step")
             STARTUP.is_told = True
             logger.debug("%s: first training step after %s", title, STARTUP.in_words())
 
-    return tell
+    return begun
 
 
 def _require_same_teacher(config: Config, folder: RunFolder) -> None:
@@ -175,7 +181,7 @@ def _mirror(config: Config, folder: RunFolder) -> MLflowMirror | None:
     if not tracking.enabled or not is_main():
         return None
     uri = tracking.uri or default_uri(Path(config["runs"]).absolute())
-    return MLflowMirror(folder.path, uri, tracking.experiment).start()
+    return MLflowMirror(folder.path, uri, tracking.experiment)
 
 
 def _figures(config: Config, result: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ job will import, so that an edit of the code is noticed.
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,8 @@ from gda.tracking.atomic import write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:  # at import time it would bring torch with it, which what reads a job can do without
     from gda.cluster.plan import PlannedRun
+
+logger = logging.getLogger("gda")
 
 FORMAT = 1
 CODE_FILE = "code.json"
@@ -203,14 +206,18 @@ def require_same_code(job: FrozenJob) -> None:
         record = read_record(job.sweep_folder / CODE_FILE)
     except Unreadable as error:
         raise UserError(f"{job.sweep_folder / CODE_FILE}: {error}. Issue the command again.") from None
-    if record is None or job.allow_changed_code:
-        return
-    changed = changed_files(record["files"])
-    if changed:
+    changed = [] if record is None else changed_files(record["files"])
+    if record is not None and changed:
         more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-        raise UserError(
+        what = (
             f"The code has changed since this was submitted ({record['submitted']}): "
-            f"{', '.join(changed[:_SHOWN])}{more}. Issue the command again, which submits what is missing "
+            f"{', '.join(changed[:_SHOWN])}{more}."
+        )
+        if job.allow_changed_code:
+            logger.warning("%s It is allowed to.", what)
+            return
+        raise UserError(
+            f"{what} Issue the command again, which submits what is missing "
             "with the code as it is now, or allow it: cluster.allow_changed_code=true."
         )
 

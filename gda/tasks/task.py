@@ -73,7 +73,12 @@ class Task(Protocol, Generic[BatchT]):
         ...
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[BatchT]:
-        """Yields the training batches of ``epoch``; the same ones whenever it is asked."""
+        """Yields the training batches of ``epoch``; the same ones whenever it is asked.
+
+        Where several processes train together, the share of this one. Such a batch, or one that is taken in
+        parts (``trainer.accumulation``), has a length, the ``total`` of all shares, and ``parts(count)``, as
+        :class:`gda.data.loader.Batch` has.
+        """
         ...
 
     def training_step(self, batch: BatchT, progress: Progress) -> StepOutput:

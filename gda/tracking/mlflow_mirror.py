@@ -49,10 +49,11 @@ class MLflowMirror:
     def start(self) -> "MLflowMirror":
         """Start the thread, which imports MLflow and registers the run; returns at once.
 
-        To be called when ``run.json`` and ``config.yaml`` are there.
+        To be called when ``run.json`` and ``config.yaml`` are there. Nothing where it is started already.
         """
-        self._thread.start()
-        self._wake.set()
+        if self._thread.ident is None:
+            self._thread.start()
+            self._wake.set()
         return self
 
     def notify(self) -> None:

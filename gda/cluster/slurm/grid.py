@@ -60,6 +60,10 @@ def submit_grid(
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        sys.stderr.write(f"{error.filename or 'A file'} can't be written: {error.strerror or error}. ")
+        sys.stderr.write("Put that right (or set runs=FOLDER), then issue the command again.\n")
+        raise SystemExit(UserError.exit_code) from None
     done = all(cell.is_done() for cell in plan.cells)
     for study in studies_to_report(cells, plan):
         if done:

@@ -43,6 +43,8 @@ def job_parameters(launcher: Mapping[str, Any], cluster: Mapping[str, Any]) -> d
         **_spelled(cluster["sbatch"] or {}),
         **_spelled(launcher["additional_parameters"] or {}),
     }
+    if flags.get("no_requeue"):
+        del flags["requeue"]
     srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
     if launcher["cpus_per_task"] is not None:
         srun.append(f"--cpus-per-task={launcher['cpus_per_task']}")  # srun no longer takes it from sbatch
