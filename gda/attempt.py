@@ -155,7 +155,8 @@ def _first_step(title: str, mirror: MLflowMirror | None) -> Callable[[], None]:
         if not STARTUP.is_told:
             STARTUP.mark("first step")
             STARTUP.is_told = True
-            logger.debug("%s: first training step after %s", title, STARTUP.in_words())
+            level = logging.DEBUG if slurm_job_id() is None else logging.INFO
+            logger.log(level, "%s: first training step after %s", title, STARTUP.in_words())
 
     return begun
 
