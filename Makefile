@@ -41,10 +41,11 @@ submit: $(INSTALLED) ## submit a sweep to SLURM: make submit SWEEP=main_table AR
 		if kill -0 $$pid 2> /dev/null; then echo "It goes on in the background, as process $$pid: tail -f $$log"; \
 		else wait $$pid; fi
 
-test: $(INSTALLED) ## run all tests
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_PROCESSES) --dist worksteal
+test: $(INSTALLED) ## run all tests but those of test-cluster
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "not cluster"
 
-test-cluster: $(INSTALLED) ## run the tests of a cluster against a real SLURM (root on Debian; installs it)
+test-cluster: $(INSTALLED) ## sweeps, several processes, and a real SLURM (root on Debian; installs it)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_PROCESSES) --dist worksteal -m cluster tests/e2e
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest tests/cluster -rs
 
 lint: $(INSTALLED) ## ruff and the type checker

@@ -31,6 +31,7 @@ def test_the_published_gda_run(compose: Compose) -> None:
             "iterations": 20,
             "reduction": "sum",
             "debias": False,
+            "scope": "local",
         },
     }
     assert config["recipe"] == compose("recipe=w2s", "dataset=cifar100")["recipe"]

@@ -351,10 +351,11 @@ class Crew:
 
     def make(self, config: Config, *acts: Act, environment: Mapping[str, str] | None = None) -> list[Outcome]:
         """Lets all ranks make one run, and returns how it has ended for each."""
-        return self.call(make, {**config, "cluster": self._cluster(config)}, acts, environment or {})
+        return self.call(make, self.joint(config), acts, environment or {})
 
-    def _cluster(self, config: Config) -> dict[str, Any]:
-        return {**config["cluster"], "ranks_per_node": self.ranks}
+    def joint(self, config: Config) -> dict[str, Any]:
+        """The same run as one of all of them."""
+        return {**config, "cluster": {**config["cluster"], "ranks_per_node": self.ranks}}
 
     @property
     def output(self) -> str:

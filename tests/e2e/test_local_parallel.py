@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from launching import Child, until
 
 Launch = Callable[..., Child]
+
+pytestmark = pytest.mark.cluster  # slow: `make test-cluster`
 
 
 PLAIN = ("teacher=none", "distiller=vanilla", "alignment=none")

@@ -13,6 +13,8 @@ from fake_slurm import FakeSlurm, flags, mark_done
 from launching import Child
 from slurm_child import run_with_path
 
+pytestmark = pytest.mark.cluster  # slow: `make test-cluster`
+
 Submit = Callable[..., Child]
 
 GRID = ("cluster=slurm", "study=s", "teacher.checkpoint=auto", "distiller=kd", "seed=0,1")

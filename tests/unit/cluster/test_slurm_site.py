@@ -243,7 +243,7 @@ def test_that_no_node_would_do_may_be_so_for_now_only(
     slurm.say("refuse_check", "allocation failure: Requested node configuration is not available")
     with caplog.at_level(logging.INFO, "gda"):
         assert check_submission("#!/bin/bash\n", []) == []
-    (line,) = caplog.messages
+    (line,) = set(caplog.messages)
     assert "Requested node configuration is not available" in line
 
 

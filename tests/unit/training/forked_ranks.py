@@ -1,9 +1,11 @@
-"""Runs a function on several ranks: one fresh process imports torch, and forks them."""
+"""Runs a function on several ranks: one process imports torch, stays, and forks them."""
 
+import functools
 import importlib
 import multiprocessing
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +19,45 @@ def on_ranks(
     ranks: int, work: Callable[[int], Any], folder: Path, loads_optimizers: bool = False
 ) -> list[Any]:
     """Returns what `work(rank)` returns on each rank, all of one process group."""
-    process = multiprocessing.get_context("spawn").Process(
-        target=_fork, args=(ranks, work, str(folder), loads_optimizers)
-    )
-    process.start()
-    process.join(PATIENCE)
-    if process.exitcode is None:
-        process.kill()
-    errors = "\n".join(path.read_text() for path in sorted(folder.glob("*.error")))
-    assert process.exitcode == 0, errors or "the ranks did not end"
+    connection = _forker()
+    connection.send((ranks, work, str(folder), loads_optimizers))
+    if not connection.poll(PATIENCE):
+        _forker.cache_clear()
+        raise AssertionError("the ranks do not end")
+    worked = connection.recv()
+    assert worked, "\n".join(path.read_text() for path in sorted(folder.glob("*.error"))) or "a rank died"
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
-def _fork(ranks: int, work: Callable[[int], Any], folder: str, loads_optimizers: bool) -> None:
+@functools.cache
+def _forker() -> Connection:
+    """Starts the process that forks; it ends with this one."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=_fork, args=(theirs,)).start()
+    theirs.close()
+    return ours
+
+
+def _fork(connection: Connection) -> None:
     torch.set_num_threads(1)
-    if loads_optimizers:
-        importlib.import_module(
-            "torch._dynamo"
-        )  # as the first step of an optimiser does, which takes a second
     context = multiprocessing.get_context("fork")
-    children = [
-        context.Process(target=_be, args=(rank, ranks, work, folder), daemon=True) for rank in range(ranks)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-    if any(child.exitcode for child in children):
-        raise SystemExit(1)
+    while True:
+        try:
+            ranks, work, folder, loads_optimizers = connection.recv()
+        except EOFError:
+            return
+        if loads_optimizers:
+            importlib.import_module("torch._dynamo")  # an optimiser's first step does, which takes a second
+        children = [
+            context.Process(target=_be, args=(rank, ranks, work, folder), daemon=True)
+            for rank in range(ranks)
+        ]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        connection.send(not any(child.exitcode for child in children))
 
 
 def _be(rank: int, ranks: int, work: Callable[[int], Any], folder: str) -> None:
