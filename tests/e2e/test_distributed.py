@@ -396,7 +396,9 @@ def test_a_rank_that_fails_takes_the_others_down_with_its_own_error(
     tmp_path: Path,
 ) -> None:
     ranks = start(FAULT=fault)
-    assert ranks.wait() == [1, -9 if fault == "kill" else 1], ranks.output
+    ended, failed = ranks.wait()
+    assert failed == (-9 if fault == "kill" else 1), ranks.output
+    assert ended in (1, -15), ranks.output  # its launcher's SIGTERM may come while it ends
     folder = run_folder(tmp_path)
     status = read(folder / "status.json")
     assert status["state"] == "failed"
@@ -410,8 +412,8 @@ def test_a_rank_that_fails_takes_the_others_down_with_its_own_error(
     assert log.count("Traceback") == 1, log
     assert ("crew.py" in log) == (fault == "raise")
     assert "Traceback" not in ranks.output
-    assert "run.log" in ranks.output or fault == "kill"
-    assert "without a word" in ranks.children[0].output or fault != "kill"
+    if ended == 1:
+        assert ("without a word" if fault == "kill" else "run.log") in ranks.output
     assert (folder / "last.pt").exists()
     assert torch.load(folder / "last.pt", weights_only=True)["epoch"] == 1
     if fault == "nan":

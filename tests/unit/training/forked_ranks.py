@@ -1,5 +1,6 @@
 """Runs a function on several ranks: one process imports torch, stays, and forks them."""
 
+import atexit
 import functools
 import importlib
 import multiprocessing
@@ -36,6 +37,7 @@ def _forker() -> Connection:
     ours, theirs = context.Pipe()
     context.Process(target=_fork, args=(theirs,)).start()
     theirs.close()
+    atexit.register(ours.close)  # before multiprocessing waits for it
     return ours
 
 
